@@ -1,0 +1,127 @@
+"""Which library an array belongs to, and how a hot loop is found, compiled and launched on it.
+
+The array decides: NumPy runs on the CPU (Numba), CuPy on its GPU (the `.cu` kernel of the same name). Nothing is moved here.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+
+# No fast-math and no contraction on either target: + - * / sqrt then agree bit for bit.
+NUMBA_OPTIONS = {"cache": True, "nogil": True, "fastmath": False, "error_model": "numpy"}
+NVRTC_OPTIONS = ("--std=c++17", "--fmad=false")
+
+
+def array_module(*arrays) -> ModuleType:
+    """Return the module, ``numpy`` or ``cupy``, that ``arrays`` belong to. Never imports CuPy by itself."""
+    cupy = sys.modules.get("cupy")
+    return cupy.get_array_module(*arrays) if cupy is not None else np
+
+
+def scipy_module(xp: ModuleType, name: str) -> ModuleType:
+    """Return ``scipy.<name>`` or ``cupyx.scipy.<name>`` (e.g. ``"ndimage"``, ``"fft"``) to go with ``xp``."""
+    from importlib import import_module
+
+    return import_module(f"scipy.{name}" if xp is np else f"cupyx.scipy.{name}")
+
+
+class Launch(NamedTuple):
+    """The plan of one kernel launch: blocks, threads a block, dynamic shared memory. The CPU ignores it."""
+
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    shared_bytes: int = 0
+
+    @classmethod
+    def over(cls, shape: tuple[int, ...], block: tuple[int, ...] = (32, 8)) -> Launch:
+        """Cover ``shape`` (slowest axis first, as in ``array.shape``) with one thread an element.
+
+        ``block`` is (x, y, z): its first number runs along the last axis of ``shape``.
+        """
+        extents = tuple(reversed(shape))
+        block = block + (1,) * (len(extents) - len(block)) if len(block) < len(extents) else block[: len(extents)]
+        return cls(tuple(-(-n // b) for n, b in zip(extents, block, strict=True)), block)
+
+
+class HotLoop:
+    """The twins of one hot loop: a Numba function and the CUDA kernel of the same name and arguments.
+
+    Call it with a `Launch` and the kernel's arguments, outputs included: C-contiguous arrays and NumPy-typed scalars
+    (``np.int32(ny)``), exactly as the ``extern "C" __global__`` function in ``kernels/cuda/<source>.cu`` takes them.
+    """
+
+    def __init__(self, function: Callable, source: str, *, parallel: bool) -> None:
+        self.name = function.__name__
+        self.source = source
+        self.cpu = numba.njit(**NUMBA_OPTIONS, parallel=parallel)(function)
+        functools.update_wrapper(self, function)
+
+    def __call__(self, launch: Launch, *args) -> None:
+        check_arguments(self.name, args)
+        if 0 in launch.grid:
+            return
+        if _host_runner is not None:
+            _host_runner(self, launch, args)
+        elif array_module(*args) is np:
+            self.cpu(*args)
+        else:
+            cuda_module(self.source).get_function(self.name)(launch.grid, launch.block, args,
+                                                             shared_mem=launch.shared_bytes)
+
+
+def hot_loop(source: str, *, parallel: bool = True) -> Callable[[Callable], HotLoop]:
+    """Decorate a Numba-compilable function as the CPU twin of the kernel of its name in ``kernels/cuda/<source>.cu``."""
+    return lambda function: HotLoop(function, source, parallel=parallel)
+
+
+def device_function(function: Callable) -> Callable:
+    """Compile a small helper called from inside hot loops, with the project's one set of Numba options."""
+    return numba.njit(**NUMBA_OPTIONS)(function)
+
+
+def check_arguments(name: str, args: tuple) -> None:
+    """Raise TypeError unless every argument is a C-contiguous array or a NumPy scalar: the twins' common language."""
+    for position, value in enumerate(args):
+        if isinstance(value, np.generic):
+            continue
+        flags = getattr(value, "flags", None)
+        if flags is None:
+            raise TypeError(f"{name}: argument {position} is {type(value).__name__}, wanted an array or a NumPy scalar")
+        if not flags.c_contiguous:
+            raise TypeError(f"{name}: argument {position} of shape {value.shape} is not C-contiguous")
+
+
+def cuda_source(source: str) -> str:
+    """Return the text of ``kernels/cuda/<source>.cu``."""
+    return (resources.files("nightstream.kernels.cuda") / f"{source}.cu").read_text()
+
+
+@functools.cache
+def cuda_module(source: str) -> Any:
+    """Compile ``kernels/cuda/<source>.cu`` for the current GPU; once a process."""
+    import cupy
+
+    return cupy.RawModule(code=cuda_source(source), options=NVRTC_OPTIONS)
+
+
+_host_runner: Callable[[HotLoop, Launch, tuple], None] | None = None
+
+
+@contextmanager
+def host_runner(run: Callable[[HotLoop, Launch, tuple], None]) -> Iterator[None]:
+    """Within the context, hand every launch to ``run`` instead: how tests execute the `.cu` sources on the CPU."""
+    global _host_runner
+    previous, _host_runner = _host_runner, run
+    try:
+        yield
+    finally:
+        _host_runner = previous

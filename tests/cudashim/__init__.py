@@ -1,0 +1,1 @@
+"""Runs unchanged ``.cu`` files on the CPU, for tests: `loader` builds them with ``cuda_cpu_shim.h``."""

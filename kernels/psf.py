@@ -1,6 +1,7 @@
 """The point-spread function as a value: an image whose every pixel is a polynomial of the detector position.
 
-Owns the model and its evaluation. Fitting is in `nightstream.kernels.psf_fit`, the choice of stars in `psf_stars`.
+Owns the model and its evaluation. Fitting is in `nightstream.kernels.psf_fit`, the choice of stars in
+`psf_stars`.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ class PsfModel:
     """PSF on integer detector pixels: ``P(x, y) = sum_k u^i v^j coefficients[k]``, i + j <= order.
 
     ``u = (x - x_centre) / x_scale``, likewise v; terms in the order of `polynomial_exponents`.
-    ``coefficients`` is (n_terms, size, size), size odd, in the library (NumPy, CuPy) that the evaluation uses.
-    A stamp sums to 1 over its size x size pixels: light in the wings beyond them is counted neither in the PSF nor
-    in a flux fitted with it; the zero point absorbs it, being measured with the same PSF.
+    ``coefficients`` is (n_terms, size, size), size odd, in the library (NumPy, CuPy) the evaluation uses.
+    A stamp sums to 1 over its size x size pixels: light in the wings beyond them is counted neither in the
+    PSF nor in a flux fitted with it; the zero point absorbs it, being measured with the same PSF.
 
-    Sub-pixel shifts are Lanczos-7: for round Moffat profiles right to 0.3 % of the peak at FWHM >= 2.8 pixels.
-    At FWHM 2.2 aliasing makes errors of 1 % of the peak that depend on the phase; a model on the pixel grid
-    cannot avoid them.
+    Sub-pixel shifts are Lanczos-7: for round Moffat profiles right to 0.3 % of the peak at FWHM >= 2.8
+    pixels. At FWHM 2.2 aliasing makes errors of 1 % of the peak that depend on the phase; a model on the
+    pixel grid cannot avoid them.
     """
 
     coefficients: Any
@@ -71,7 +72,7 @@ class PsfModel:
 
     def centred(self, x, y):
         """Return (n, size, size) float32 PSFs at ``x, y`` centred on the middle pixel; each sums to 1."""
-        return self._centred(x, y).astype(np.float32)
+        return self.centred_float64(x, y).astype(np.float32)
 
     def stamps(self, x, y):
         """Return (n, size, size) float32 PSF images of sources at ``x, y``; each sums to 1.
@@ -80,7 +81,7 @@ class PsfModel:
         """
         xp = array_module(self.coefficients)
         x, y = (xp.atleast_1d(xp.asarray(value, dtype=xp.float64)) for value in (x, y))
-        shifted = shift_stamps(self._centred(x, y), x - xp.rint(x), y - xp.rint(y))
+        shifted = shift_stamps(self.centred_float64(x, y), x - xp.rint(x), y - xp.rint(y))
         return unit_sum(shifted).astype(np.float32)
 
     def fwhm_pix(self, x, y):
@@ -90,7 +91,7 @@ class PsfModel:
         fine = (xp.arange(n_fine) + 0.5) / FWHM_OVERSAMPLING - 0.5
         sample = lanczos(fine[:, None] - xp.arange(self.size)[None, :])
         sample /= sample.sum(axis=1, keepdims=True)
-        surface = sample @ self._centred(x, y) @ sample.T
+        surface = sample @ self.centred_float64(x, y) @ sample.T
         above = surface > 0.5 * surface.max(axis=(1, 2), keepdims=True)
         return xp.sqrt(above.sum(axis=(1, 2)) * (4 / xp.pi)) / FWHM_OVERSAMPLING
 
@@ -99,9 +100,10 @@ class PsfModel:
         xp = array_module(self.coefficients)
         x, y = (xp.atleast_1d(xp.asarray(value, dtype=xp.float64)) for value in (x, y))
         u, v = (x - self.x_centre) / self.x_scale, (y - self.y_centre) / self.y_scale
-        return xp.stack([u**i * v**j for i, j in polynomial_exponents(self.order)], axis=1)
+        return polynomial_terms(u, v, self.order)
 
-    def _centred(self, x, y):
+    def centred_float64(self, x, y):
+        """Return what `centred` does, in double precision."""
         terms = self.terms(x, y)
         n_terms, size = self.coefficients.shape[:2]
         return unit_sum((terms @ self.coefficients.reshape(n_terms, -1)).reshape(-1, size, size))
@@ -110,6 +112,12 @@ class PsfModel:
 def polynomial_exponents(order: int) -> list[tuple[int, int]]:
     """Return the exponents (i of u, j of v) of all terms with i + j <= order, by rising degree."""
     return [(degree - j, j) for degree in range(order + 1) for j in range(degree + 1)]
+
+
+def polynomial_terms(u, v, order: int):
+    """Return (n, n_terms) values ``u^i v^j`` in the order of `polynomial_exponents`."""
+    xp = array_module(u)
+    return xp.stack([u**i * v**j for i, j in polynomial_exponents(order)], axis=1)
 
 
 def unit_sum(stamps):

@@ -1,0 +1,211 @@
+"""Sources found by correlation with the PSF, of both signs.
+
+Owns the score image, thresholding, footprints and peaks. Measuring what was found is `centroid` and
+`photometry`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+
+from nightstream.errors import InputError
+from nightstream.kernels.mask import MaskPlane
+from nightstream.kernels.target import Launch, array_module, hot_loop, scipy_module
+
+TRIM = 1e-4  # share of sum(P^2) that may be left out of the detection stamp: a loss of 5e-5 in S/N
+BLOCK = 512  # pixels of a row whose sums stay in the innermost cache on the CPU
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detections:
+    """Peaks in raster order, and where they were found. Arrays (n,) unless said otherwise."""
+
+    x: Any  # float64, pixel of the peak
+    y: Any
+    snr: Any  # float64, score at the peak; negative for negative sources
+    is_negative: Any  # bool
+    footprint: Any  # int32, label of the footprint the peak lies in; lobes that touch share one
+    footprint_area: Any  # int32, pixels of that footprint
+    bbox_size: Any  # int32, larger side of the box around that footprint
+    labels: Any  # (ny, nx) int32, 0 outside footprints
+    score: Any  # (ny, nx) float32, signal to noise of a point source at each pixel; 0 on unusable pixels
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@hot_loop("detection")
+def correlate_score(signal, variance, kernel, ny, nx, size, score):
+    """Set score[y, x] = sum(P D) / sqrt(sum(P^2 V)) from planes padded by size // 2; 0 where none is usable.
+
+    float32 sums in the order of the stamp's pixels: a relative error of at most size^2 * 6e-8 of sum |P D|,
+    far below the noise, at twice the speed of float64.
+    """
+    for y in numba.prange(ny):
+        top = np.zeros(BLOCK, np.float32)
+        bottom = np.zeros(BLOCK, np.float32)
+        for x0 in range(0, nx, BLOCK):
+            width = min(BLOCK, nx - x0)
+            top[:] = np.float32(0.0)
+            bottom[:] = np.float32(0.0)
+            for j in range(size):
+                for i in range(size):
+                    p = kernel[j, i]
+                    p2 = p * p
+                    row = signal[y + j, x0 + i : x0 + i + width]
+                    noise = variance[y + j, x0 + i : x0 + i + width]
+                    for x in range(width):
+                        top[x] += p * row[x]
+                        bottom[x] += p2 * noise[x]
+            for x in range(width):
+                if bottom[x] > np.float32(0.0):
+                    score[y, x0 + x] = top[x] / np.sqrt(bottom[x])
+                else:
+                    score[y, x0 + x] = np.float32(0.0)
+
+
+def correlate_score_reference(image, variance, usable, kernel):
+    """Define the score in float64 with SciPy: usable pixels correlated with P and P^2; 0 where none is usable."""
+    from scipy.ndimage import correlate
+
+    signal = np.where(usable, image, 0.0).astype(float)
+    noise = np.where(usable, variance, 0.0).astype(float)
+    kernel = np.asarray(kernel, float)
+    top, bottom = (correlate(a, k, mode="constant") for a, k in ((signal, kernel), (noise, kernel**2)))
+    return np.where(bottom > 0, top / np.sqrt(np.where(bottom > 0, bottom, 1.0)), 0.0)
+
+
+def detect(
+    image, mask, variance, psf_stamp, *, threshold: float = 5.0, polarity: str = "both", planes=None,
+    peak_radius_pix: int = 2, grow_pix: int | None = None,
+) -> Detections:  # fmt: skip
+    """Find point sources above ``threshold`` sigma in the image correlated with the PSF.
+
+    ``image`` float32, ``mask`` int32, ``variance`` float32 are (ny, nx), background subtracted and with
+    independent pixel noise; ``psf_stamp`` (size, size), size odd, centred. The score is the signal to noise
+    of the best-fitting flux at each pixel. Pixels in ``planes`` (default `MaskPlane.unusable`), NaN or
+    without positive variance enter no sum and hold no peak; the remaining pixels of a source still find it.
+
+    Footprints are the 8-connected regions of |score| >= threshold, of both signs together, each grown by
+    ``grow_pix`` (default: one sigma of the PSF, rounded up) so that the lobes of a dipole become one. A peak
+    is the largest score of its sign within ``peak_radius_pix`` in x and y; of equal ones the first in raster
+    order. ``polarity`` is "both" or "positive". An image without usable pixels gives no detections.
+    """
+    xp = array_module(image)
+    if polarity not in ("both", "positive"):
+        raise InputError(f"polarity must be 'both' or 'positive', got {polarity!r}")
+    score = score_image(image, mask, variance, psf_stamp, planes=planes)
+    above = (xp.abs(score) if polarity == "both" else score) >= threshold
+    labels = _label(above, _stamp_sigma(psf_stamp) if grow_pix is None else grow_pix)
+    row, column = _peaks(score, above, peak_radius_pix)
+    snr = score[row, column].astype(np.float64)
+    footprint = labels[row, column]
+    area, extent = _footprint_sizes(labels)
+    x, y = column.astype(np.float64), row.astype(np.float64)
+    return Detections(x, y, snr, snr < 0, footprint, area[footprint], extent[footprint], labels, score)
+
+
+def score_image(image, mask, variance, psf_stamp, *, planes=None):
+    """Return the (ny, nx) float32 score, as in `detect`: 0 on unusable pixels."""
+    xp = array_module(image)
+    planes = MaskPlane.unusable() if planes is None else planes
+    usable = ((mask & int(planes)) == 0) & xp.isfinite(image) & xp.isfinite(variance) & (variance > 0)
+    kernel = xp.ascontiguousarray(_trimmed(psf_stamp), dtype=np.float32)
+    size = kernel.shape[0]
+    half, (ny, nx) = size // 2, image.shape
+    inside = (slice(half, half + ny), slice(half, half + nx))
+    padded = xp.zeros((2, ny + 2 * half, nx + 2 * half), np.float32)
+    padded[0][inside] = xp.where(usable, image, 0)
+    padded[1][inside] = xp.where(usable, variance, 0)
+    score = xp.empty((ny, nx), np.float32)
+    sizes = (np.int32(v) for v in (ny, nx, size))
+    correlate_score(Launch.over((ny, nx), (64, 4)), padded[0], padded[1], kernel, *sizes, score)
+    return xp.where(usable, score, np.float32(0))
+
+
+def mark_detected(mask, detections: Detections):
+    """Return ``mask`` with DETECTED and DETECTED_NEGATIVE set in the footprints, by the sign of the score."""
+    xp = array_module(mask)
+    inside = detections.labels > 0
+    positive = xp.where(inside & (detections.score > 0), int(MaskPlane.DETECTED), 0)
+    negative = xp.where(inside & (detections.score < 0), int(MaskPlane.DETECTED_NEGATIVE), 0)
+    return (mask | positive | negative).astype(np.int32)
+
+
+def _trimmed(stamp):
+    """Return the smallest centred square of ``stamp`` outside which less than ``TRIM`` of sum(P^2) lies."""
+    xp = array_module(stamp)
+    size = stamp.shape[0]
+    if stamp.ndim != 2 or stamp.shape[1] != size or size % 2 == 0:
+        raise InputError(f"PSF stamp must be square with an odd side, got {stamp.shape}")
+    power = stamp.astype(np.float64) ** 2
+    half = size // 2
+    offset = xp.abs(xp.arange(size) - half)
+    ring = xp.maximum(offset[:, None], offset[None, :])
+    enclosed = xp.cumsum(xp.bincount(ring.ravel(), weights=power.ravel()))
+    keep = int((enclosed < (1 - TRIM) * enclosed[-1]).sum())
+    return stamp[half - keep : half + keep + 1, half - keep : half + keep + 1]
+
+
+def _stamp_sigma(stamp) -> int:
+    """Return the Gaussian sigma of the noise area 1 / sum(P^2) = 4 pi sigma^2, rounded up to pixels."""
+    power = float((stamp.astype(np.float64) ** 2).sum()) / float(stamp.sum()) ** 2
+    return math.ceil(math.sqrt(1 / (4 * math.pi * power)))
+
+
+def _label(above, grow_pix: int):
+    """Return int32 labels of the 8-connected regions of ``above`` grown by ``grow_pix``."""
+    xp = array_module(above)
+    ndimage = scipy_module(xp, "ndimage")
+    square = xp.ones((3, 3), dtype=bool)
+    if grow_pix > 0:
+        above = ndimage.binary_dilation(above, square, iterations=int(grow_pix))
+    return ndimage.label(above, structure=square)[0].astype(np.int32)
+
+
+def _peaks(score, above, radius: int):
+    """Return (row, column) of the pixels ``above`` that no neighbour of their sign beats, in raster order."""
+    xp = array_module(score)
+    ny, nx = score.shape
+    row, column = xp.nonzero(above)
+    value = score[row, column]
+    height, sign = xp.abs(value), xp.sign(value)
+    is_peak = xp.ones(row.shape, dtype=bool)
+    for dy in range(-radius, radius + 1):
+        for dx in range(-radius, radius + 1):
+            if dx == 0 and dy == 0:
+                continue
+            yy, xx = row + dy, column + dx
+            inside = (yy >= 0) & (yy < ny) & (xx >= 0) & (xx < nx)
+            other = xp.where(inside, sign * score[xp.clip(yy, 0, ny - 1), xp.clip(xx, 0, nx - 1)], 0)
+            is_peak &= (other < height) if (dy, dx) < (0, 0) else (other <= height)
+    return row[is_peak], column[is_peak]
+
+
+def _footprint_sizes(labels):
+    """Return (area, larger side of the bounding box), int32, both indexed by label; entry 0 is 0."""
+    xp = array_module(labels)
+    row, column = xp.nonzero(labels)
+    label = labels[row, column].astype(np.int64)
+    n = int(labels.max()) + 1 if labels.size else 1
+    area = xp.bincount(label, minlength=n)
+    sides = [_extent(label, v, n) for v in (row, column)]
+    return area.astype(np.int32), xp.maximum(*sides).astype(np.int32)
+
+
+def _extent(label, position, n: int):
+    """Return for each label 0..n-1 the span (last - first + 1) of ``position``, 0 if it has none."""
+    xp = array_module(label)
+    stride = int(position.max()) + 1 if position.size else 1
+    key = xp.sort(label * stride + position)
+    first = xp.searchsorted(key, xp.arange(n) * stride)
+    last = xp.searchsorted(key, xp.arange(1, n + 1) * stride) - 1
+    if key.size == 0:
+        return xp.zeros(n, np.int64)
+    present = last >= first
+    return xp.where(present, key[xp.maximum(last, 0)] - key[xp.minimum(first, key.size - 1)] + 1, 0)

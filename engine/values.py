@@ -35,6 +35,7 @@ class ExposureInfo:
     exposure_time_s: float
     dark_time_s: float
     midpoint_mjd_tai: float
+    zero_point: float = 25.0  # nominal AB magnitude of 1 electron / s in this band
     path: str = ""  # where it came from, for messages and provenance
     header: str = ""  # FITS header as card text, newline separated
 
@@ -94,7 +95,7 @@ class Template:
     wcs: Wcs
     psf: PsfModel
     noise_correlation: Array  # (2r+1, 2r+1) autocorrelation of its noise, centre 1; a centred 1 for white noise
-    stars: Table  # x, y, ra, dec, psf_flux (nJy), psf_flux_err of isolated stars, brightest first
+    stars: Table  # host: x, y, ra, dec, psf_flux (nJy), psf_flux_err of isolated stars, brightest first
     provenance: dict[str, str] = field(default_factory=dict)
 
 

@@ -13,8 +13,9 @@ class NightstreamError(Exception):
     ``visit``, ``detector`` and ``path`` may be filled in later, by the caller that knows them, with `locate`.
     """
 
-    def __init__(self, message: str, *, visit: int | None = None, detector: int | None = None,
-                 path: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, visit: int | None = None, detector: int | None = None, path: str | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.visit = visit
@@ -22,15 +23,19 @@ class NightstreamError(Exception):
         self.path = path
 
     def __str__(self) -> str:
-        where = [f"{name} {value}" for name, value in (("visit", self.visit), ("detector", self.detector),
-                                                       ("file", self.path)) if value is not None]
+        where = [
+            f"{name} {value}"
+            for name, value in (("visit", self.visit), ("detector", self.detector), ("file", self.path))
+            if value is not None
+        ]
         return f"{self.message} [{', '.join(where)}]" if where else self.message
 
     def __reduce__(self):
         return _rebuild, (type(self), self.message, self.visit, self.detector, self.path)
 
-    def locate(self, *, visit: int | None = None, detector: int | None = None,
-               path: str | None = None) -> NightstreamError:
+    def locate(
+        self, *, visit: int | None = None, detector: int | None = None, path: str | None = None
+    ) -> NightstreamError:
         """Fill in where it happened, keeping what is already known; return the error itself."""
         self.visit = self.visit if self.visit is not None else visit
         self.detector = self.detector if self.detector is not None else detector

@@ -1,0 +1,219 @@
+"""From a signature-free image to a calibrated exposure: cosmic rays, background, PSF, WCS, zero point.
+
+A reference is a host table of ra, dec (deg) and flux (nJy): an external catalogue, or the template's own stars.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nightstream.engine.config import CharacterizeConfig
+from nightstream.engine.memory import to_host
+from nightstream.engine.sources import measure_sources
+from nightstream.engine.values import Exposure, ExposureInfo, MaskedImage, Table
+from nightstream.errors import UnprocessableError
+from nightstream.kernels.background import fit_background
+from nightstream.kernels.cosmic_rays import find_cosmic_rays
+from nightstream.kernels.detection import detect, mark_detected
+from nightstream.kernels.interpolation import interpolate_masked
+from nightstream.kernels.mask import MaskPlane
+from nightstream.kernels.psf import FWHM_PER_SIGMA, PsfModel
+from nightstream.kernels.psf_fit import fit_psf
+from nightstream.kernels.psf_stars import select_psf_stars
+from nightstream.kernels.registration import fit_affine, match_stars
+from nightstream.kernels.target import array_module
+from nightstream.kernels.wcs import Wcs
+
+AB_ZERO_NJY = 31.4  # AB magnitude of 1 nJy
+REPAIRED = MaskPlane.BAD | MaskPlane.SAT | MaskPlane.CR
+DETECTED = MaskPlane.DETECTED | MaskPlane.DETECTED_NEGATIVE
+MAG_PER_RELATIVE = 2.5 / np.log(10.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Characterized:
+    """A calibrated exposure, its stars (host table, brightest first) and what was learnt on the way."""
+
+    exposure: Exposure
+    stars: Table
+    summary: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """How the measured stars lie on the reference: the corrected WCS, the flux scale, and how well both fit."""
+
+    wcs: Wcs | None
+    njy_per_electron: float
+    n_matched: int = 0
+    scatter_pix: float = np.nan  # per axis, of the matched stars about the fit
+    scatter_mag: float = np.nan  # robust, of the matched stars about the zero point
+
+
+def characterize(
+    pixels: MaskedImage,
+    info: ExposureInfo,
+    wcs: Wcs | None,
+    reference: Table | None,
+    config: CharacterizeConfig,
+) -> Characterized:
+    """Calibrate one detector image.
+
+    ``pixels`` is in electrons, as `remove_signature` leaves it; ``wcs`` is the approximate one of the raw header.
+    Without a ``reference`` the WCS stays as it is and the zero point is the camera's nominal one. The image of the
+    result is background subtracted; its defects, saturated pixels and cosmic rays are interpolated and flagged.
+
+    Raises UnprocessableError when there is no usable PSF star, or too few stars match the reference.
+    """
+    pixels, background = flatten_sky(pixels, config)
+    psf, n_psf_stars = model_psf(pixels, config)
+    stars = _host(measure_sources(pixels, psf, threshold=config.star_threshold))
+    registration = register(stars, wcs, reference, info, config)
+    exposure = Exposure(
+        info=info, pixels=pixels, wcs=registration.wcs, psf=psf, njy_per_unit=registration.njy_per_electron
+    )
+    summary = _summary(exposure, background, registration) | {
+        "n_psf_stars": n_psf_stars,
+        "n_stars": len(stars["x"]),
+    }
+    return Characterized(exposure=exposure, stars=_with_sky(stars, exposure), summary=summary)
+
+
+def flatten_sky(pixels: MaskedImage, config: CharacterizeConfig):
+    """Flag cosmic rays, repair bad pixels, subtract the sky; return the image and the sky that was subtracted.
+
+    The sky is fitted twice: once to find what stands above it, once without that.
+    """
+    sky = fit_background(pixels.image, pixels.mask, bin_pix=config.background_bin_pix)
+    image = pixels.image - sky
+    rays = find_cosmic_rays(
+        image,
+        pixels.mask,
+        pixels.variance,
+        psf_fwhm_pix=config.initial_fwhm_pix,
+        threshold=config.cosmic_ray_threshold,
+    )
+    mask = pixels.mask | (rays * int(MaskPlane.CR)).astype(np.int32)
+    image, mask, variance = interpolate_masked(image, mask, pixels.variance, planes=REPAIRED)
+    guess = PsfModel.gaussian(config.initial_fwhm_pix / FWHM_PER_SIGMA).coefficients[0]
+    found = detect(image, mask, variance, array_module(image).asarray(guess), planes=MaskPlane.NO_DATA)
+    mask = mark_detected(mask, found)
+    rest = fit_background(image, mask, bin_pix=config.background_bin_pix, planes=MaskPlane.unusable() | DETECTED)
+    return MaskedImage(image - rest, mask, variance), sky + rest
+
+
+def model_psf(pixels: MaskedImage, config: CharacterizeConfig) -> tuple[PsfModel, int]:
+    """Choose PSF stars among the peaks of a first detection and fit the PSF; return it and how many stars it used."""
+    xp = array_module(pixels.image)
+    planes = (pixels.image, pixels.mask, pixels.variance)
+    guess = PsfModel.gaussian(config.initial_fwhm_pix / FWHM_PER_SIGMA).coefficients[0]
+    peaks = detect(*planes, xp.asarray(guess), polarity="positive")
+    chosen = select_psf_stars(*planes, peaks.x, peaks.y, min_snr=config.psf_min_snr, max_stars=config.psf_max_stars)
+    psf, used = fit_psf(*planes, peaks.x[chosen], peaks.y[chosen], size=config.psf_size_pix, order=config.psf_order)
+    return psf, int(used.sum())
+
+
+def register(
+    stars: Table, wcs: Wcs | None, reference: Table | None, info: ExposureInfo, config: CharacterizeConfig
+) -> Registration:
+    """Correct the WCS by an affine map of the pixels and measure the flux scale, from stars matched to the reference.
+
+    Raises UnprocessableError with the counts when fewer than ``config.min_matches`` stars match.
+    """
+    nominal = 10 ** (0.4 * (AB_ZERO_NJY - info.zero_point)) / info.exposure_time_s
+    if reference is None or wcs is None:
+        return Registration(wcs=wcs, njy_per_electron=nominal)
+    good = np.flatnonzero(is_calibration_star(stars, config.calibration_min_snr))
+    predicted_x, predicted_y, catalogue_flux = _predict(reference, wcs)
+    x, y, flux = (stars[name][good] for name in ("x", "y", "psf_flux"))
+    first, second = match_stars(
+        x, y, flux, predicted_x, predicted_y, catalogue_flux,
+        max_offset_pix=config.registration_radius_pix, tolerance_pix=config.match_tolerance_pix,
+    )  # fmt: skip
+    if len(first) < config.min_matches:
+        raise UnprocessableError(
+            f"{len(first)} of {len(x)} stars match the {len(predicted_x)} reference stars, wanted {config.min_matches}"
+        )
+    matrix, rms, used = fit_affine(x[first], y[first], predicted_x[second], predicted_y[second])
+    ratio = catalogue_flux[second[used]] / flux[first[used]]
+    relative_err = stars["psf_flux_err"][good][first[used]] / flux[first[used]]
+    scale, scatter = flux_scale(ratio, relative_err)
+    return Registration(
+        wcs=wcs.with_affine(matrix),
+        njy_per_electron=scale,
+        n_matched=int(used.sum()),
+        scatter_pix=float(rms),
+        scatter_mag=MAG_PER_RELATIVE * scatter,
+    )
+
+
+def is_calibration_star(stars: Table, min_snr: float) -> np.ndarray:
+    """Return which stars may calibrate: bright enough and no flag raised."""
+    clean = np.ones(len(stars["x"]), bool)
+    for name, column in stars.items():
+        if column.dtype == bool:
+            clean &= ~column
+    return clean & (stars["psf_flux"] > min_snr * stars["psf_flux_err"])
+
+
+def flux_scale(ratio: np.ndarray, relative_err: np.ndarray, floor: float = 0.01) -> tuple[float, float]:
+    """Return the weighted mean of ``ratio``, clipped at 3 robust sigma, and its robust relative scatter.
+
+    ``floor`` is added in quadrature to ``relative_err``: real photometry of bright stars is not better than that, and
+    one of them must not set the scale alone.
+    """
+    centre = float(np.median(ratio))
+    for _ in range(3):
+        deviation = ratio / centre - 1
+        scatter = 1.4826 * float(np.median(np.abs(deviation)))
+        keep = np.abs(deviation) <= max(3 * scatter, 3 * floor)
+        weight = 1 / (relative_err[keep] ** 2 + floor**2)
+        centre = float(np.average(ratio[keep], weights=weight))
+    return centre, scatter
+
+
+def reference_from_stars(stars: Table, njy_per_unit: float = 1.0) -> Table:
+    """Return the reference made of a table of stars with ra, dec and psf_flux; flagged ones are left out."""
+    stars = _host(stars)
+    good = is_calibration_star(stars, 0.0)
+    return {
+        "ra": stars["ra"][good],
+        "dec": stars["dec"][good],
+        "flux": stars["psf_flux"][good] * njy_per_unit,
+    }
+
+
+def _predict(reference: Table, wcs: Wcs):
+    x, y = wcs.pixel_from_sky(reference["ra"], reference["dec"])
+    usable = np.isfinite(x) & np.isfinite(y) & (reference["flux"] > 0)
+    return x[usable], y[usable], reference["flux"][usable]
+
+
+def _host(table: Table) -> Table:
+    return {name: to_host(column) for name, column in table.items()}
+
+
+def _with_sky(stars: Table, exposure: Exposure) -> Table:
+    """Sort by flux, brightest first, and add ra, dec (deg)."""
+    order = np.argsort(-stars["psf_flux"], kind="stable")
+    stars = {name: column[order] for name, column in stars.items()}
+    if exposure.wcs is not None:
+        stars["ra"], stars["dec"] = exposure.wcs.sky_from_pixel(stars["x"], stars["y"])
+    return stars
+
+
+def _summary(exposure: Exposure, background, registration: Registration) -> dict[str, float]:
+    xp = array_module(background)
+    ny, nx = exposure.pixels.shape
+    zero_point = AB_ZERO_NJY - 2.5 * np.log10(exposure.njy_per_unit * exposure.info.exposure_time_s)
+    return {
+        "psf_fwhm_pix": float(exposure.psf.fwhm_pix(nx / 2, ny / 2)[0]),
+        "sky_background_electron": float(xp.nanmedian(background)),
+        "sky_noise_electron": float(xp.sqrt(xp.nanmedian(exposure.pixels.variance))),
+        "zero_point_mag": float(zero_point),
+        "n_matched_stars": registration.n_matched,
+        "astrometric_scatter_pix": registration.scatter_pix,
+        "photometric_scatter_mag": registration.scatter_mag,
+    }

@@ -1,0 +1,124 @@
+"""One detector from raw pixels to difference-image sources: the stages, in order, with what they need resident.
+
+| what                 | owner              | lives                          |
+|----------------------|--------------------|--------------------------------|
+| calibrations         | DetectorPipeline   | on the device, all night       |
+| template             | DetectorPipeline   | on the device, all night       |
+| planes of a visit    | `process`          | on the device, one visit       |
+| DetectorProducts     | the caller         | on the host                    |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+from nightstream.engine.camera import Detector
+from nightstream.engine.characterize import Characterized, characterize, reference_from_stars
+from nightstream.engine.config import EngineConfig
+from nightstream.engine.difference import subtract
+from nightstream.engine.force import force_photometry
+from nightstream.engine.isr import remove_signature
+from nightstream.engine.measure import measure_dia_sources
+from nightstream.engine.memory import DetectorMemory, Device
+from nightstream.engine.values import Calibrations, DetectorProducts, RawDetector, Table, Template
+from nightstream.errors import NightstreamError
+
+Stage = Callable[[str], AbstractContextManager]  # opened around each stage with its name, e.g. to time it
+
+
+class DetectorPipeline:
+    """Processes the visits of one detector, one after the other.
+
+    ``template`` None makes calibrated visit images only. ``reference`` (ra, dec, flux in nJy) is used for the WCS and
+    zero point where there is no template; with a template its stars are the reference, so that the two images agree.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        calibrations: Calibrations,
+        template: Template | None = None,
+        config: EngineConfig | None = None,
+        device: Device = "auto",
+        *,
+        reference: Table | None = None,
+        stage: Stage = lambda name: nullcontext(),
+    ) -> None:
+        self.detector = detector
+        self.config = config or EngineConfig()
+        self.memory = DetectorMemory(device)
+        self.calibrations = self.memory.keep(calibrations)
+        self.template = self.memory.keep(template) if template is not None else None
+        self.reference = reference_from_stars(template.stars) if template is not None else reference
+        self.stage = stage
+
+    def calibrate(self, raw: RawDetector, reference: Table | None = None) -> Characterized:
+        """Return the calibrated visit image and its stars, on the device; ``reference`` replaces the resident one.
+
+        Raises a `NightstreamError` that names visit, detector and file.
+        """
+        try:
+            with self.stage("upload"):
+                raw = self.memory.upload(raw)
+            with self.stage("isr"):
+                pixels = remove_signature(raw, self.detector, self.calibrations, self.config.isr)
+            with self.stage("characterize"):
+                chosen = reference if reference is not None else self.reference
+                return characterize(pixels, raw.info, raw.wcs, chosen, self.config.characterize)
+        except NightstreamError as error:
+            raise located(error, raw) from None
+
+    def process(self, raw: RawDetector, forced_positions: Table | None = None) -> DetectorProducts:
+        """Return all products of one visit, on the host. ``forced_positions`` has ra, dec (deg) and dia_object_id.
+
+        Raises a `NightstreamError` that names visit, detector and file; nothing is left behind.
+        """
+        science = self.calibrate(raw)
+        try:
+            return self.memory.download(self._measure(science, forced_positions))
+        except NightstreamError as error:
+            raise located(error, raw) from None
+
+    def _measure(self, science: Characterized, positions: Table | None) -> DetectorProducts:
+        exposure, summary = science.exposure, science.summary
+        difference, sources, forced = None, {}, {}
+        if self.template is not None:
+            with self.stage("difference"):
+                result = subtract(exposure, self.template, self.config.difference)
+            difference, summary = result.difference, summary | result.diagnostics
+            with self.stage("measure"):
+                sources = measure_dia_sources(difference, exposure, result.matched_template, self.config.measure)
+            with self.stage("force"):
+                forced = force_photometry(exposure, difference, positions) if positions is not None else {}
+        return DetectorProducts(
+            visit_image=exposure,
+            difference=difference,
+            dia_sources=sources,
+            forced_sources=forced,
+            summary=summary,
+            timings_s={},
+            provenance=self.provenance(),
+        )
+
+    def provenance(self) -> dict[str, str]:
+        """Return what made these products: configuration, calibrations and template."""
+        made_by = {f"calibration.{key}": value for key, value in self.calibrations.provenance.items()}
+        if self.template is not None:
+            made_by["template"] = self.template.id
+        return made_by | {"config": self.config.model_dump_json(), "device": self.memory.device}
+
+
+def calibrate_together(pipeline: DetectorPipeline, raws: Iterable[RawDetector]) -> Iterator[Characterized]:
+    """Calibrate visits of one field onto one frame: without a catalogue, the first visit's stars are the reference."""
+    reference = pipeline.reference
+    for raw in raws:
+        done = pipeline.calibrate(raw, reference)
+        if reference is None:
+            reference = reference_from_stars(done.stars, done.exposure.njy_per_unit)
+        yield done
+
+
+def located(error: NightstreamError, raw: RawDetector) -> NightstreamError:
+    """Return ``error`` naming the visit, detector and file of ``raw``."""
+    return error.locate(visit=raw.info.visit, detector=raw.info.detector, path=raw.info.path or None)

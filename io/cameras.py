@@ -1,7 +1,7 @@
-"""Cameras from YAML: the schema of `io/cameras/*.yaml`, its checks, and the engine's `Camera` values made from it.
+"""Cameras from YAML: the schema of `io/cameras/*.yaml`, its checks, and the engine's `Camera` made from it.
 
-Owns where amplifiers lie and which header keywords mean what; `header.py` evaluates those rules, `raw.py` reads pixels.
-Adding a camera is adding a YAML file. Boxes are 0-based and half open: ``{x: [3, 512], y: [0, 2000]}``.
+Owns where amplifiers lie and which header keywords mean what; `header.py` evaluates those rules, `raw.py` reads
+pixels. Adding a camera is adding a YAML file. Boxes are 0-based, half open: ``{x: [3, 512], y: [0, 2000]}``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,7 @@ def _box(value: Any) -> Box:
     """Make a Box from ``{x: [start, stop], y: [start, stop]}``; a Box passes through."""
     if isinstance(value, Box):
         return value
-    if (
-        not isinstance(value, dict)
-        or set(value) != {"x", "y"}
-        or any(len(span) != 2 for span in value.values())
-    ):
+    if not isinstance(value, dict) or set(value) != {"x", "y"} or any(len(span) != 2 for span in value.values()):
         raise ValueError(f"got {value!r}, wanted {{x: [start, stop], y: [start, stop]}}")
     (x0, x1), (y0, y1) = value["x"], value["y"]
     return Box(x0, x1, y0, y1)
@@ -42,13 +38,11 @@ def _listed(value: Any) -> Any:
 
 
 BoxSpec = Annotated[Box, BeforeValidator(_box)]
-PerAmplifier = Annotated[
-    tuple[float, ...] | None, BeforeValidator(_listed)
-]  # one number for all, or one each
+PerAmplifier = Annotated[tuple[float, ...] | None, BeforeValidator(_listed)]  # one number for all, or one each
 
 
 class AmplifierSpec(Strict):
-    """What is special about one amplifier of a layout: its HDU, its lower left corner on the detector, its mirrors."""
+    """What is special about one amplifier of a layout: its HDU, its corner on the detector, its mirrors."""
 
     hdu: int | str
     at: tuple[int, int] = (0, 0)  # x, y of the lower left pixel of its data on the detector
@@ -85,9 +79,7 @@ class Layout(Electronics):
             raise ValueError(f"got raw boxes of shapes {sorted(shapes)}, wanted one shape for all amplifiers")
         for name, box in placed.items():
             if box.x1 > self.width or box.y1 > self.height:
-                raise ValueError(
-                    f"amplifier {name} ends at x {box.x1}, y {box.y1}, outside {self.width} x {self.height}"
-                )
+                raise ValueError(f"amplifier {name} ends at x {box.x1}, y {box.y1}, outside {self.width} x {self.height}")
         for (name_a, a), (name_b, b) in combinations(placed.items(), 2):
             if min(a.x1, b.x1) > max(a.x0, b.x0) and min(a.y1, b.y1) > max(a.y0, b.y0):
                 raise ValueError(f"amplifiers {name_a} and {name_b} overlap on the detector")
@@ -104,9 +96,7 @@ class Layout(Electronics):
         boxes |= {f"amplifiers.{name}.data": spec.data for name, spec in self.amplifiers.items()}
         for name, box in boxes.items():
             if box is not None and (box.x1 > width or box.y1 > height):
-                raise ValueError(
-                    f"{name} ends at x {box.x1}, y {box.y1}, outside the raw box of {width} x {height}"
-                )
+                raise ValueError(f"{name} ends at x {box.x1}, y {box.y1}, outside the raw box of {width} x {height}")
 
     def placed(self, spec: AmplifierSpec) -> Box:
         """Box of an amplifier's data on the detector."""
@@ -138,9 +128,8 @@ class CameraFile(Strict):
     def _names_layouts(self) -> CameraFile:
         for group in self.detectors:
             if group.layout not in self.layouts:
-                raise ValueError(
-                    f"detectors from {group.first_id}: got layout {group.layout!r}, wanted one of {sorted(self.layouts)}"
-                )
+                wanted = ", ".join(sorted(self.layouts))
+                raise ValueError(f"detectors from {group.first_id}: got layout {group.layout!r}, wanted one of {wanted}")
         return self
 
 
@@ -159,7 +148,8 @@ def list_cameras() -> list[str]:
 def load_camera(name_or_path: str | Path) -> RawCamera:
     """Return the camera called ``name_or_path`` (see `list_cameras`), or the one in that YAML file.
 
-    Raises FileError when there is no such camera or file, ConfigError naming file and field when it is not valid.
+    Raises FileError when there is no such camera or file, ConfigError naming file and field when it is
+    not valid.
     """
     path = _camera_path(name_or_path)
     try:
@@ -175,9 +165,7 @@ def _camera_path(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     path = CAMERA_DIR / f"{text}.yaml" if text in list_cameras() else Path(text)
     if not path.is_file():
-        raise FileError(
-            f"got camera {text!r}, wanted a YAML file or one of {', '.join(list_cameras())}", path=text
-        )
+        raise FileError(f"got camera {text!r}, wanted a YAML file or one of {', '.join(list_cameras())}", path=text)
     return path
 
 
@@ -232,7 +220,6 @@ def _constants(field: str, layout: Layout, group: DetectorGroup) -> tuple[float,
     if values is None and field == "suspect_adu":
         values = (float("inf"),)
     if values is None or len(values) not in (1, n_amplifiers) or min(values) <= 0:
-        raise ValueError(
-            f"detectors from {group.first_id}: got {field} {values}, wanted 1 or {n_amplifiers} positive numbers"
-        )
+        wanted = f"1 or {n_amplifiers} positive numbers"
+        raise ValueError(f"detectors from {group.first_id}: got {field} {values}, wanted {wanted}")
     return values if len(values) == n_amplifiers else values * n_amplifiers

@@ -1,6 +1,7 @@
 """FITS headers as values: which keyword means what in a camera, and header text <-> cards.
 
-A camera's YAML says by `Rule`s how its headers spell visit, detector, band, times and kind; `exposure_info` applies them.
+A camera's YAML says by `Rule`s how its headers spell visit, detector, band, times and kind; `exposure_info`
+applies them.
 WCS cards are in `wcs_cards.py`.
 """
 
@@ -42,15 +43,15 @@ Keywords = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
 class Rule(Strict):
     """How one fact is read. The steps, in order: find, ``digits``, ``values``, ``add``.
 
-    Found is the first of ``keyword`` that is present and not empty, else ``format`` filled with keywords, else
-    ``default``. A plain string in YAML is a keyword.
+    Found is the first of ``keyword`` that is present and not empty, else ``format`` filled with keywords,
+    else ``default``. A plain string in YAML is a keyword. Text not listed in ``values`` stays as it is.
     """
 
     keyword: Keywords = ()
     format: str | None = None  # for example "{RAFTBAY}_{CCDSLOT}"
     default: str | int | float | None = None
     digits: int | None = None  # keep this many leading digits of the text, dropping everything else
-    values: dict[str, str | int | float] | None = None  # text found: value meant; "*" is any other text
+    values: dict[str, str | int | float] | None = None  # text found: value meant
     add: Rule | None = None  # a number to add
 
     @model_validator(mode="before")
@@ -78,9 +79,7 @@ class HeaderRules(Strict):
     exposure_time: Rule  # s
     dark_time: Rule | None = None  # s; default: the exposure time
     midpoint: Annotated[tuple[TimeRule, ...], Field(min_length=1)]  # the first one present counts
-    wcs_frame: Literal["detector", "raw"] | None = (
-        None  # pixels the header's WCS speaks of: assembled, or the first HDU's
-    )
+    wcs_frame: Literal["detector", "raw"] | None = None  # pixels the header's WCS speaks of: assembled, or the first HDU's
 
 
 def header_text(header: Header) -> str:
@@ -105,14 +104,12 @@ def check_camera(header: Header, camera: str, rules: HeaderRules) -> None:
 
 
 def find_detector(header: Header, camera: Camera, rules: HeaderRules) -> Detector:
-    """Return the detector the header names, by number or name. InputError when the camera has no such detector."""
+    """Return the detector the header names, by number or name. InputError when the camera has none such."""
     value = _evaluate(header, rules.detector, "detector")
     for detector in camera.detectors.values():
         if str(value) == detector.name or _as_number(value) == detector.id:
             return detector
-    raise InputError(
-        f"got detector {value!r}, wanted one of the {len(camera.detectors)} detectors of {camera.name!r}"
-    )
+    raise InputError(f"got detector {value!r}, wanted one of the {len(camera.detectors)} detectors of {camera.name!r}")
 
 
 def read_visit(header: Header, rules: HeaderRules) -> int:
@@ -120,9 +117,7 @@ def read_visit(header: Header, rules: HeaderRules) -> int:
     return _integer(_evaluate(header, rules.visit, "visit"), "visit")
 
 
-def exposure_info(
-    header: Header, camera: Camera, rules: HeaderRules, detector: int, path: str = ""
-) -> ExposureInfo:
+def exposure_info(header: Header, camera: Camera, rules: HeaderRules, detector: int, path: str = "") -> ExposureInfo:
     """Facts of one detector exposure. InputError names the fact that is missing or makes no sense."""
     exposure_s = _seconds(header, rules.exposure_time, "exposure_time")
     kind = str(_evaluate(header, rules.kind, "kind"))
@@ -149,7 +144,7 @@ def _evaluate(header: Mapping[str, Any], rule: Rule, fact: str) -> str | int | f
     if rule.digits is not None:
         value = "".join(c for c in str(value) if c.isdigit())[: rule.digits]
     if rule.values is not None:
-        value = rule.values.get(str(value).strip(), rule.values.get("*", value))
+        value = rule.values.get(str(value).strip(), value)
     if rule.add is not None:
         value = _integer(value, fact) + _integer(_evaluate(header, rule.add, fact), fact)
     return value.strip() if isinstance(value, str) else value
@@ -196,9 +191,7 @@ def _midpoint(header: Header, rules: tuple[TimeRule, ...], exposure_s: float) ->
     """MJD (TAI) of the middle of the exposure, from the first time that is there."""
     rule = next((rule for rule in rules if str(header.get(rule.keyword, "")).strip()), None)
     if rule is None:
-        raise InputError(
-            f"header tells no time: wanted keyword {' or '.join(rule.keyword for rule in rules)}"
-        )
+        raise InputError(f"header tells no time: wanted keyword {' or '.join(rule.keyword for rule in rules)}")
     shift = {"start": 0.5, "middle": 0.0, "end": -0.5}[rule.at] * exposure_s / SECONDS_PER_DAY
     return _mjd_tai(header[rule.keyword], rule) + shift
 
@@ -209,9 +202,7 @@ def _mjd_tai(value: Any, rule: TimeRule) -> float:
     form = "mjd" if isinstance(value, int | float) else "isot"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # leap-second tables about to expire say nothing about past frames
+            warnings.simplefilter("ignore")  # leap-second tables about to expire say nothing about past frames
             return float(Time(value, format=form, scale=rule.scale).tai.mjd)
     except ValueError:
         raise InputError(f"got {rule.keyword} {value!r}, wanted a time (ISO text or MJD)") from None

@@ -1,0 +1,194 @@
+"""Raw FITS files as `RawDetector` values: plain, gzipped or tile compressed. A broken file is one clear error."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import logging
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nightstream.engine.assembly import raw_from_detector
+from nightstream.engine.camera import Amplifier, Detector
+from nightstream.engine.values import RawDetector
+from nightstream.errors import FileError, InputError, NightstreamError
+from nightstream.io.cameras import RawCamera
+from nightstream.io.header import check_camera, exposure_info, find_detector, read_visit
+from nightstream.io.sections import section_disagreements
+from nightstream.io.wcs_cards import wcs_from_header
+from nightstream.kernels.wcs import Wcs
+
+if TYPE_CHECKING:
+    from astropy.io.fits import HDUList, Header
+
+logger = logging.getLogger(__name__)
+
+GZIP_MAGIC = b"\x1f\x8b"
+NATIVE = {
+    "u1": "i4",
+    "i2": "i4",
+    "u2": "u2",
+    "i4": "i4",
+    "f4": "f4",
+    "f8": "f4",
+}  # kind and size on disk: in memory
+
+
+def read_raw(path: str | Path, camera: RawCamera, detector_id: int | None = None) -> RawDetector:
+    """Read one detector exposure.
+
+    The pixels are (n_amplifiers, ny, nx), C-contiguous, native byte order, uint16, int32 or float32, in adu
+    with overscan. Geometry comes from ``camera``; header sections that say otherwise are logged. The WCS is the
+    header's, approximate, on the assembled detector; None if there is none, or the exposure is no science one.
+    ``detector_id``, where given, must be the detector of the file.
+
+    Raises FileError for a file that is missing, empty, truncated or no FITS, InputError for another camera or
+    detector, missing or misshapen amplifiers, unusable headers and pixels that are not finite; all name file,
+    visit and detector as far as they are known.
+    """
+    path = Path(path)
+    try:
+        with _opened(path) as hdus:
+            return _read(hdus, path, camera, detector_id)
+    except NightstreamError as error:
+        error.locate(path=str(path), detector=detector_id)
+        raise
+
+
+def _read(hdus: HDUList, path: Path, camera: RawCamera, detector_id: int | None) -> RawDetector:
+    header = _facts(hdus, camera)
+    check_camera(header, camera.name, camera.headers)
+    visit = read_visit(header, camera.headers)
+    try:
+        detector = find_detector(header, camera, camera.headers)
+        if detector_id not in (None, detector.id):
+            raise InputError(f"got detector {detector.id} in the header, wanted {detector_id}")
+        return _read_detector(hdus, header, path, camera, detector)
+    except NightstreamError as error:
+        error.locate(visit=visit)
+        raise
+
+
+def _read_detector(hdus: HDUList, header: Header, path: Path, camera: RawCamera, detector: Detector) -> RawDetector:
+    try:
+        info = exposure_info(header, camera, camera.headers, detector.id, str(path))
+        stack = _read_stack(hdus, detector)
+        wcs = _detector_wcs(header, camera, detector) if info.kind == "science" else None
+    except NightstreamError as error:
+        error.locate(detector=detector.id)
+        raise
+    problems = [p for amp in detector.amplifiers for p in section_disagreements(_hdu(hdus, amp).header, amp)]
+    if problems:
+        where = (info.visit, detector.id, camera.name, "; ".join(problems[:2]), len(problems), path)
+        logger.warning("visit %d detector %d: camera file %s overrules header sections: %s (%d in all) in %s", *where)
+    return RawDetector(info=info, pixels=stack, wcs=wcs)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[HDUList]:
+    """Open a whole FITS file from memory; whatever astropy says of a broken one becomes a FileError."""
+    from astropy.io import fits
+
+    data = _file_bytes(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # truncation is found by size below; the rest is style of the header
+        try:
+            hdus = fits.open(io.BytesIO(data), memmap=False)
+            end = max(place["datLoc"] + place["datSpan"] for place in map(hdus.fileinfo, range(len(hdus))))
+        except (OSError, ValueError, TypeError, fits.VerifyError) as error:
+            raise FileError(f"not a readable FITS file: {' '.join(str(error).split())[:120]}") from None
+        with hdus:
+            if end > len(data):
+                raise FileError(f"truncated FITS file: got {len(data)} bytes, wanted {end}")
+            yield hdus
+
+
+def _file_bytes(path: Path) -> bytes:
+    """Contents of the file, gunzipped where it is a gzip file."""
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if data.startswith(GZIP_MAGIC) else data
+    except FileNotFoundError:
+        raise FileError("no such file") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise FileError(f"truncated or damaged gzip file: {error}") from None
+    except OSError as error:
+        raise FileError(f"cannot be read: {error.strerror or error}") from None
+    if not data:
+        raise FileError("got an empty file, wanted FITS")
+    return data
+
+
+def _facts(hdus: HDUList, camera: RawCamera) -> Header:
+    """The header that tells what the exposure is: the primary's, or the only image's (HDU 1 after fpack)."""
+    amplifier = next(iter(camera.detectors.values())).amplifiers[0]
+    image = _hdu(hdus, amplifier) if amplifier.hdu == 0 else None
+    return hdus[0].header if image is None else image.header
+
+
+def _hdu(hdus: HDUList, amplifier: Amplifier) -> Any:
+    """The image HDU of an amplifier, None if there is none. Number 0 is the first that has pixels."""
+    images = {index: hdu for index, hdu in enumerate(hdus) if hdu.is_image and hdu.shape}
+    if amplifier.hdu == 0:
+        return next(iter(images.values()), None)
+    if isinstance(amplifier.hdu, int):
+        return images.get(amplifier.hdu)
+    return next((hdu for hdu in images.values() if hdu.name.upper() == amplifier.hdu.upper()), None)
+
+
+def _read_stack(hdus: HDUList, detector: Detector) -> np.ndarray:
+    missing = [amplifier.name for amplifier in detector.amplifiers if _hdu(hdus, amplifier) is None]
+    if missing:
+        n_wanted = len(detector.amplifiers)
+        got = f"got {n_wanted - len(missing)}, wanted {n_wanted} amplifiers"
+        raise InputError(f"missing amplifiers: {got}, without {', '.join(missing)}")
+    images = [_read_amplifier(hdus, amplifier, detector) for amplifier in detector.amplifiers]
+    kinds = sorted({str(image.dtype) for image in images})
+    if len(kinds) > 1:
+        raise InputError(f"got amplifiers of types {', '.join(kinds)}, wanted one type")
+    return np.stack(images)
+
+
+def _read_amplifier(hdus: HDUList, amplifier: Amplifier, detector: Detector) -> np.ndarray:
+    hdu = _hdu(hdus, amplifier)
+    boxes = [other.raw for other in detector.amplifiers if other.hdu == amplifier.hdu]
+    wanted = (max(box.y1 for box in boxes), max(box.x1 for box in boxes))
+    if hdu.shape != wanted:
+        raise InputError(f"amplifier {amplifier.name}: got HDU shape {hdu.shape}, wanted {wanted} (y, x)")
+    return _native(_pixels(hdu, amplifier)[amplifier.raw.slices], amplifier)
+
+
+def _pixels(hdu: Any, amplifier: Amplifier) -> np.ndarray:
+    try:
+        return hdu.data
+    except (OSError, ValueError, TypeError, EOFError, RuntimeError, zlib.error) as error:
+        text = " ".join(str(error).split())[:120]
+        raise FileError(f"pixels of amplifier {amplifier.name} cannot be decoded: {text}") from None
+
+
+def _native(image: np.ndarray, amplifier: Amplifier) -> np.ndarray:
+    """Pixels as uint16, int32 or float32 in native byte order. InputError for other types, NaN, infinity."""
+    wanted = NATIVE.get(f"{image.dtype.kind}{image.dtype.itemsize}")
+    if wanted is None:
+        raise InputError(f"amplifier {amplifier.name}: got pixels of type {image.dtype}, wanted 8 to 32 bits")
+    image = image.astype(wanted)
+    if image.dtype.kind == "f":
+        n_bad = int(image.size - np.isfinite(image).sum())
+        if n_bad:
+            raise InputError(f"amplifier {amplifier.name}: got {n_bad} NaN or infinite pixels, wanted none")
+    return image
+
+
+def _detector_wcs(header: Header, camera: RawCamera, detector: Detector) -> Wcs | None:
+    """The header's WCS in pixels of the assembled detector."""
+    frame = camera.headers.wcs_frame
+    wcs = wcs_from_header(header) if frame else None
+    if wcs is None or frame == "detector":
+        return wcs
+    return wcs.with_affine(raw_from_detector(detector.amplifiers[0]))

@@ -152,7 +152,7 @@ def register(
 def is_calibration_star(stars: Table, min_snr: float) -> np.ndarray:
     """Return which stars may calibrate: bright enough and no flag raised."""
     clean = np.ones(len(stars["x"]), bool)
-    for name, column in stars.items():
+    for column in stars.values():
         if column.dtype == bool:
             clean &= ~column
     return clean & (stars["psf_flux"] > min_snr * stars["psf_flux_err"])

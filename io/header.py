@@ -10,6 +10,7 @@ from __future__ import annotations
 import string
 import warnings
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 KINDS = ("science", "bias", "dark", "flat")
 SECONDS_PER_DAY = 86400.0
+MJD_EPOCH = datetime(1858, 11, 17)
 
 
 class Strict(BaseModel):
@@ -197,12 +199,23 @@ def _midpoint(header: Header, rules: tuple[TimeRule, ...], exposure_s: float) ->
 
 
 def _mjd_tai(value: Any, rule: TimeRule) -> float:
-    from astropy.time import Time
-
-    form = "mjd" if isinstance(value, int | float) else "isot"
+    """MJD (TAI) of ISO text or of an MJD in the rule's scale."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # leap-second tables about to expire say nothing about past frames
-            return float(Time(value, format=form, scale=rule.scale).tai.mjd)
-    except ValueError:
+        moment = MJD_EPOCH + timedelta(days=value) if isinstance(value, int | float) else _parse_iso(value)
+    except (ValueError, OverflowError):
         raise InputError(f"got {rule.keyword} {value!r}, wanted a time (ISO text or MJD)") from None
+    mjd = float(value) if isinstance(value, int | float) else (moment - MJD_EPOCH) / timedelta(days=1)
+    return mjd + (_tai_minus_utc_s(moment) / SECONDS_PER_DAY if rule.scale == "utc" else 0.0)
+
+
+def _parse_iso(text: Any) -> datetime:
+    return datetime.fromisoformat(str(text).strip().removesuffix("Z"))
+
+
+def _tai_minus_utc_s(moment: datetime) -> float:
+    """Leap seconds, from the table of ERFA; unlike `astropy.time` it never looks for a newer one on the network."""
+    import erfa
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", erfa.ErfaWarning)  # a year past the table takes its last value
+        return float(erfa.dat(moment.year, moment.month, moment.day, 0.0))

@@ -126,9 +126,7 @@ def visits(tmp_path=None):
 def run_with(executor, stream, workers=2):
     """Run and return, by frame, what was reported and how it ended."""
     reports = []
-    summary = run_visits(
-        stream, place_setups(SETUPS, workers), executor, AdmissionPolicy(), RunHooks(on_report=reports.append)
-    )
+    summary = run_visits(stream, place_setups(SETUPS, workers), executor, AdmissionPolicy(), RunHooks(on_report=reports.append))
     frames = {(v.visit, f.detector): replace(f, latency_s=0.0) for v in summary.visits for f in v.frames}
     told = {(r.visit, r.detector): (r.status, r.error, dict(r.counts)) for r in reports}
     assert len(reports) == len(told) == len(frames)
@@ -140,9 +138,7 @@ def test_local_threads_and_ray_give_identical_results(request):
     """The same visits through all three executors end the same, failures included."""
     results = [run_with(make_executor(kind, request), visits()) for kind in ("local", "thread", "ray")]
     assert results[0] == results[1] == results[2]
-    assert results[0][0][2, 1] == FrameStatus(
-        detector=1, path="bad.fits", status="failed", error="unreadable", attempts=1
-    )
+    assert results[0][0][2, 1] == FrameStatus(detector=1, path="bad.fits", status="failed", error="unreadable", attempts=1)
 
 
 @pytest.mark.ray

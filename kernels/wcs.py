@@ -57,6 +57,8 @@ class Wcs:
             raise InputError(f"WCS must be finite, got crval {self.crval}, crpix {self.crpix}, cd {self.cd}")
         if _determinant(self.cd) == 0.0:
             raise InputError(f"WCS cannot be inverted: the determinant of cd {self.cd} is 0")
+        canonical = tuple(tuple(sorted(term for term in terms if term[3] != 0.0)) for terms in self.distortion)
+        object.__setattr__(self, "distortion", canonical)  # so that equal functions are equal values
 
     @classmethod
     def tan(
@@ -209,12 +211,8 @@ def _powers(x, highest: int) -> list:
 @functools.cache
 def _derivatives(terms: tuple[Term, ...]) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
     """Return the terms of d/dx and d/dy; d(r**k)/dx = k x r**(k - 2)."""
-    along_x = [(i - 1, j, k, c * i) for i, j, k, c in terms if i] + [
-        (i + 1, j, k - 2, c * k) for i, j, k, c in terms if k
-    ]
-    along_y = [(i, j - 1, k, c * j) for i, j, k, c in terms if j] + [
-        (i, j + 1, k - 2, c * k) for i, j, k, c in terms if k
-    ]
+    along_x = [(i - 1, j, k, c * i) for i, j, k, c in terms if i] + [(i + 1, j, k - 2, c * k) for i, j, k, c in terms if k]
+    along_y = [(i, j - 1, k, c * j) for i, j, k, c in terms if j] + [(i, j + 1, k - 2, c * k) for i, j, k, c in terms if k]
     return tuple(along_x), tuple(along_y)
 
 

@@ -1,0 +1,47 @@
+"""Files that appear complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from nightstream.errors import FileError, NightstreamError
+
+
+@contextmanager
+def complete_or_absent(path: str | Path, *, visit: int | None = None, detector: int | None = None) -> Iterator[Path]:
+    """Yield a temporary name in the folder of ``path``; when the block ends well, it becomes ``path``, durably.
+
+    The folder is made if need be. The bytes reach the disk before the name does, and the name before this
+    returns, so that a reader, or a machine after a power cut, sees the old file, the new one or none. Whatever goes
+    wrong, the temporary file is removed. An OSError (a full disk) becomes a FileError; any `NightstreamError` gets
+    to know ``path``, ``visit`` and ``detector``.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    where = {"visit": visit, "detector": detector, "path": str(path)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except NightstreamError as error:
+        raise error.locate(**where) from None
+    except OSError as error:
+        raise FileError(f"could not write the file: {error.strerror or error}", **where) from error
+    finally:
+        with suppress(OSError):  # it was never made, or is the product by now
+            temporary.unlink()
+
+
+def _flush(path: Path) -> None:
+    """Wait until the file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,105 @@
+"""The engine's values inside HDF5 groups: masked images, exposures, tables, WCS."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import h5py
+import numpy as np
+
+from nightstream import __version__
+from nightstream.engine.values import Exposure, ExposureInfo, MaskedImage, Table
+from nightstream.errors import FileError
+from nightstream.io.hdf5_file import read_record, read_text, write_plane, write_record, write_text
+from nightstream.io.schema import Schema, from_structured, to_structured
+from nightstream.io.wcs_cards import wcs_from_header, wcs_to_text
+from nightstream.kernels.mask import MaskPlane
+from nightstream.kernels.psf import PsfModel
+from nightstream.kernels.wcs import Wcs
+
+FORMAT_VERSION = 1  # raised when a reader of the old files would misread the new ones
+
+
+def describe_file(file: h5py.File, content: str, **identity: Any) -> None:
+    """Say at the top of a file what it holds, and which versions wrote it."""
+    file.attrs["content"] = content
+    file.attrs["format_version"] = FORMAT_VERSION
+    file.attrs.update(identity)
+    versions = {"nightstream": __version__, "python": sys.version.split()[0], "numpy": np.__version__}
+    file.create_group("versions").attrs.update(versions | {"h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version})
+
+
+def write_masked_image(parent: h5py.Group, name: str, pixels: MaskedImage, unit: str) -> h5py.Group:
+    """Write the three planes in a new group. The mask carries ``MP_<PLANE>`` = number of the plane's bit."""
+    group = parent.create_group(name)
+    write_plane(group, "image", pixels.image, {"unit": unit})
+    write_plane(group, "mask", pixels.mask, mask_attributes())
+    write_plane(group, "variance", pixels.variance, {"unit": f"{unit}**2" if unit else ""})
+    return group
+
+
+def read_masked_image(group: h5py.Group) -> MaskedImage:
+    """Return what `write_masked_image` wrote, bit by bit."""
+    return MaskedImage(*(group[name][()] for name in ("image", "mask", "variance")))
+
+
+def mask_attributes() -> dict[str, int]:
+    """Return ``MP_<PLANE>``: bit number, for every mask plane."""
+    return {f"MP_{plane.name}": plane.value.bit_length() - 1 for plane in MaskPlane}
+
+
+def write_exposure(parent: h5py.Group, name: str, exposure: Exposure, unit: str) -> None:
+    """Write pixels, WCS (FITS cards), PSF, header facts and flux scale in a new group."""
+    group = write_masked_image(parent, name, exposure.pixels, unit)
+    group.attrs["njy_per_unit"] = float(exposure.njy_per_unit)
+    write_wcs(group, exposure.wcs)
+    if exposure.psf is not None:
+        write_record(group, "psf", exposure.psf)
+    write_record(group, "info", exposure.info)
+
+
+def read_exposure(group: h5py.Group) -> Exposure:
+    """Return what `write_exposure` wrote."""
+    return Exposure(
+        info=read_record(group, "info", ExposureInfo),
+        pixels=read_masked_image(group),
+        wcs=read_wcs(group),
+        psf=read_record(group, "psf", PsfModel) if "psf" in group else None,
+        njy_per_unit=float(group.attrs["njy_per_unit"]),
+    )
+
+
+def write_wcs(group: h5py.Group, wcs: Wcs | None) -> None:
+    """Write ``wcs``, if there is one, as FITS card text."""
+    if wcs is not None:
+        write_text(group, "wcs", wcs_to_text(wcs))
+
+
+def read_wcs(group: h5py.Group) -> Wcs | None:
+    """Return what `write_wcs` wrote."""
+    return wcs_from_header(read_text(group, "wcs")) if "wcs" in group else None
+
+
+def write_table(parent: h5py.Group, name: str, table: Table, schema: Schema) -> None:
+    """Write ``table`` as a compound dataset with the schema's columns.
+
+    Attributes ``unit``, ``description`` and ``ucd`` hold one text a column, in the columns' order; ``measured`` names the
+    columns that are not just nulls.
+    """
+    rows = to_structured(table, schema)
+    chosen = [schema.by_apdb[apdb] for apdb in rows.dtype.names or ()]
+    dataset = parent.create_dataset(name, data=rows, **({"compression": "gzip"} if len(rows) else {}))
+    dataset.attrs["schema"] = schema.name
+    dataset.attrs["measured"] = " ".join(table)
+    for attribute in ("unit", "description", "ucd"):
+        texts = [getattr(column, attribute) for column in chosen]
+        dataset.attrs.create(attribute, texts, dtype=h5py.string_dtype())
+
+
+def read_table(group: h5py.Group, name: str, schema: Schema) -> Table:
+    """Return the measured columns of what `write_table` wrote."""
+    dataset = group[name]
+    if dataset.attrs.get("schema") != schema.name:
+        raise FileError(f"table {name} has schema {dataset.attrs.get('schema')}, wanted {schema.name}")
+    return from_structured(dataset[()], schema, tuple(dataset.attrs["measured"].split()))

@@ -1,0 +1,144 @@
+"""What is known of one detector of one visit, as ``<output>/visit=<id>/detector=<nnn>.h5``; and the visit's master.
+
+    /                   attributes: content, visit, detector, camera, band, format_version
+    visit_image/        image, mask, variance, wcs (FITS cards), psf/, info/ (header facts, header text)
+    difference/         the same; absent without a template
+    dia_sources         compound table with the columns of the APDB's DiaSource
+    forced_sources      compound table with the columns of the APDB's DiaForcedSource
+    summary, timings, provenance, versions     groups of attributes; timings in seconds
+
+The master ``visit.h5`` links the detectors' files and says in ``detectors/status`` how each of them ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import h5py
+import numpy as np
+
+from nightstream.engine.values import DetectorProducts, Exposure
+from nightstream.io.hdf5_file import create_file, open_file, read_mapping, write_mapping
+from nightstream.io.hdf5_values import describe_file, read_exposure, read_table, write_exposure, write_table
+from nightstream.io.rounding import round_to_noise
+from nightstream.io.schema import DIA_FORCED_SOURCE, DIA_SOURCE
+
+CONTENT = "detector products"
+MASTER_CONTENT = "visit"
+UNIT = "electron"
+
+
+class Report(Protocol):
+    """How one detector of a visit ended; what the scheduler's reports offer."""
+
+    detector: int
+    path: str  # of the raw file
+    status: str  # "done", or why not
+    error: str
+    counts: Mapping[str, int]  # dia_sources, forced_sources
+    timings_s: Mapping[str, float]
+
+
+def visit_directory(output_dir: str | Path, visit: int) -> Path:
+    """Return the folder of a visit's products."""
+    return Path(output_dir) / f"visit={visit}"
+
+
+def product_path(output_dir: str | Path, visit: int, detector: int) -> Path:
+    """Return the file of one detector's products."""
+    return visit_directory(output_dir, visit) / f"detector={detector:03d}.h5"
+
+
+def write_detector_products(output_dir: str | Path, products: DetectorProducts, *, steps_per_sigma: int | None = None) -> Path:
+    """Write one detector's products, complete or not at all, and return the file's path. An old file is replaced.
+
+    Pixels are stored without loss, unless ``steps_per_sigma`` (16 is a good number) rounds the images to that many
+    steps in a standard deviation of the noise: a third of the space, and 1 / (12 steps^2) more noise variance.
+    Raises FileError, naming file, visit and detector, when the disk is full or cannot be written.
+    """
+    info = products.visit_image.info
+    path = product_path(output_dir, info.visit, info.detector)
+    identity = {"visit": info.visit, "detector": info.detector, "camera": info.camera, "band": info.band}
+    with create_file(path, visit=info.visit, detector=info.detector) as file:
+        describe_file(file, CONTENT, **identity)
+        _write_exposure(file, "visit_image", products.visit_image, steps_per_sigma)
+        if products.difference is not None:
+            _write_exposure(file, "difference", products.difference, steps_per_sigma)
+        write_table(file, "dia_sources", products.dia_sources, DIA_SOURCE)
+        write_table(file, "forced_sources", products.forced_sources, DIA_FORCED_SOURCE)
+        write_mapping(file, "summary", products.summary)
+        write_mapping(file, "timings", products.timings_s)
+        write_mapping(file, "provenance", products.provenance)
+    return path
+
+
+def read_detector_products(path: str | Path) -> DetectorProducts:
+    """Return the engine's values from a file of `write_detector_products`, bit by bit if they were not rounded."""
+    with open_file(path, CONTENT) as file:
+        return DetectorProducts(
+            visit_image=read_exposure(file["visit_image"]),
+            difference=read_exposure(file["difference"]) if "difference" in file else None,
+            dia_sources=read_table(file, "dia_sources", DIA_SOURCE),
+            forced_sources=read_table(file, "forced_sources", DIA_FORCED_SOURCE),
+            summary=read_mapping(file, "summary"),
+            timings_s=read_mapping(file, "timings"),
+            provenance=read_mapping(file, "provenance"),
+        )
+
+
+def write_visit_master(output_dir: str | Path, visit: int, reports: Iterable[Report]) -> Path:
+    """Write ``visit.h5``: a link to each finished detector, and a row of ``detectors/status`` for every one.
+
+    The table is what counts: a link to a file that went missing is an error only when it is followed.
+    """
+    path = visit_directory(output_dir, visit) / "visit.h5"
+    reports = sorted(reports, key=lambda report: report.detector)
+    with create_file(path, visit=visit) as file:
+        describe_file(file, MASTER_CONTENT, visit=visit)
+        group = file.create_group("detectors")
+        group.create_dataset("status", data=_status_rows(reports))
+        for report in reports:
+            name = product_path(output_dir, visit, report.detector).name
+            if report.status == "done":
+                group[f"{report.detector:03d}"] = h5py.ExternalLink(name, "/")
+    return path
+
+
+def read_visit_status(path: str | Path) -> list[dict]:
+    """Return the rows of a master's ``detectors/status``, one dict a detector, in the detectors' order."""
+    with open_file(path, MASTER_CONTENT) as file:
+        rows = file["detectors/status"][()]
+    texts = [name for name in rows.dtype.names if rows.dtype[name].kind == "O"]
+    plain = [dict(zip(rows.dtype.names, row.tolist(), strict=True)) for row in rows]
+    return [row | {name: row[name].decode() for name in texts} for row in plain]
+
+
+def _status_rows(reports: list[Report]) -> np.ndarray:
+    text = h5py.string_dtype()
+    dtype = [("detector", "<i2"), ("status", text), ("error", text), ("raw", text)]
+    dtype += [("dia_sources", "<i4"), ("forced_sources", "<i4"), ("seconds", "<f4")]
+    rows = [
+        (
+            r.detector,
+            r.status,
+            r.error,
+            r.path,
+            r.counts.get("dia_sources", 0),
+            r.counts.get("forced_sources", 0),
+            sum(r.timings_s.values()),
+        )
+        for r in reports
+    ]
+    return np.array(rows, dtype=dtype)
+
+
+def _write_exposure(file: h5py.File, name: str, exposure: Exposure, steps_per_sigma: int | None) -> None:
+    if steps_per_sigma is None:
+        write_exposure(file, name, exposure, UNIT)
+        return
+    rounded, step = round_to_noise(exposure.pixels, steps_per_sigma)
+    write_exposure(file, name, dataclasses.replace(exposure, pixels=rounded), UNIT)
+    file[name]["image"].attrs.update({"rounding_step": step, "steps_per_sigma": steps_per_sigma})

@@ -16,7 +16,7 @@ import numpy as np
 
 from nightstream.engine.assembly import raw_from_detector
 from nightstream.engine.camera import Amplifier, Detector
-from nightstream.engine.values import RawDetector
+from nightstream.engine.values import ExposureInfo, RawDetector
 from nightstream.errors import FileError, InputError, NightstreamError
 from nightstream.io.cameras import RawCamera
 from nightstream.io.header import check_camera, exposure_info, find_detector, read_visit
@@ -59,6 +59,27 @@ def read_raw(path: str | Path, camera: RawCamera, detector_id: int | None = None
     except NightstreamError as error:
         error.locate(path=str(path), detector=detector_id)
         raise
+
+
+def read_info(path: str | Path, camera: RawCamera) -> ExposureInfo:
+    """Read who, when and what a raw file is, from its headers alone. Errors as those of `read_raw`."""
+    from astropy.io import fits
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with the pixels is found when they are read
+            with fits.open(path, lazy_load_hdus=True) as hdus:
+                header = _facts(hdus, camera)
+                check_camera(header, camera.name, camera.headers)
+                detector = find_detector(header, camera, camera.headers)
+                return exposure_info(header, camera, camera.headers, detector.id, str(path))
+    except FileNotFoundError:
+        raise FileError("no such file", path=str(path)) from None
+    except NightstreamError as error:
+        raise error.locate(path=str(path)) from None
+    except (OSError, ValueError, TypeError, EOFError, fits.VerifyError) as error:
+        problem = " ".join(str(error).split())[:120]
+        raise FileError(f"not a readable FITS file: {problem}", path=str(path)) from None
 
 
 def _read(hdus: HDUList, path: Path, camera: RawCamera, detector_id: int | None) -> RawDetector:

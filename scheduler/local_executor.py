@@ -115,9 +115,7 @@ class ThreadExecutor:
 
     def _begin(self, worker: int, *, restarted: bool) -> None:
         inbox = self._inboxes[worker] = queue.SimpleQueue()
-        threading.Thread(
-            target=self._serve, args=(worker, inbox, restarted), name=f"worker-{worker}", daemon=True
-        ).start()
+        threading.Thread(target=self._serve, args=(worker, inbox, restarted), name=f"worker-{worker}", daemon=True).start()
 
     def _serve(self, worker: int, inbox: queue.SimpleQueue, restarted: bool) -> None:
         try:

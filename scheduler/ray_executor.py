@@ -36,9 +36,7 @@ class DetectorActor:
         try:
             return self._host.process(job)
         except Exception:
-            logging.getLogger(__name__).exception(
-                "worker broken by visit %d detector %d", job.visit, job.detector
-            )
+            logging.getLogger(__name__).exception("worker broken by visit %d detector %d", job.visit, job.detector)
             logging.shutdown()
             os._exit(BROKEN_EXIT)
 
@@ -144,9 +142,7 @@ class RayExecutor:
         try:
             pid = self._ray.get(reference)
         except self._ray.exceptions.ActorUnavailableError:
-            self._ping_at[worker] = (
-                time.monotonic() + PING_PAUSE_S
-            )  # still being restarted: no death of its own
+            self._ping_at[worker] = time.monotonic() + PING_PAUSE_S  # still being restarted: no death of its own
             return None
         except self._ray.exceptions.RayError as error:  # beyond Ray's help: the next one is a new actor
             self._make_actor(worker)
@@ -197,9 +193,7 @@ def actor_options(config: SchedulerConfig, actors: int, setups: list) -> dict[st
     threads = config.threads_per_actor or max(1, usable_cores() // actors)
     environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
     if config.num_gpus_per_actor == 0 and all(setup.device in ("auto", "cpu") for setup in setups):
-        environment["CUDA_VISIBLE_DEVICES"] = (
-            ""  # Ray no longer hides the cards from actors that asked for none
-        )
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray no longer hides the cards from actors that asked for none
     return {
         "num_cpus": 0,
         "num_gpus": config.num_gpus_per_actor,

@@ -88,7 +88,7 @@ class RunHooks:
 
     on_report: Callable[[DetectorReport], None] = lambda report: None
     on_visit: Callable[[VisitSummary], None] = lambda visit: None
-    write_master: Callable[[int, tuple[FrameStatus, ...], Mapping[int, DetectorReport]], None] | None = None
+    write_master: Callable[[int, list[DetectorReport]], object] = lambda visit, reports: None
 
 
 @dataclass(slots=True)
@@ -145,22 +145,21 @@ class _Run:
         reports = self.reports.pop(instruction.visit, {})
         for frame in instruction.frames:
             if frame.detector not in reports:
-                self.hooks.on_report(_lost_report(instruction.visit, frame))
-        error = self._write_master(instruction, reports)
+                reports[frame.detector] = _lost_report(instruction.visit, frame)
+                self.hooks.on_report(reports[frame.detector])
+        error = self._write_master(instruction.visit, list(reports.values()))
         summary = _summarize(instruction, reports, error, self.clock() - instruction.arrived_s)
         self.latency.add(instruction.frames)
         self.closed.append(summary)
         self.hooks.on_visit(summary)
 
-    def _write_master(self, instruction: CloseVisit, reports: Mapping[int, DetectorReport]) -> str:
+    def _write_master(self, visit: int, reports: list[DetectorReport]) -> str:
         """Write the master; an error of this visit is told, not raised, since the others must go on."""
-        if self.hooks.write_master is None:
-            return ""
         try:
-            self.hooks.write_master(instruction.visit, instruction.frames, reports)
+            self.hooks.write_master(visit, reports)
         except Exception as error:
-            logger.exception("visit %d: no master", instruction.visit)
-            return f"{type(error).__name__}: {error}"
+            logger.error("visit %d: no master", visit, exc_info=error)
+            return str(error) if isinstance(error, NightstreamError) else f"{type(error).__name__}: {error}"
         return ""
 
 
@@ -229,9 +228,7 @@ def _lost_report(visit: int, frame: FrameStatus) -> DetectorReport:
     return DetectorReport(visit=visit, detector=frame.detector, path=frame.path, status="failed", error=error)
 
 
-def _summarize(
-    instruction: CloseVisit, reports: Mapping[int, DetectorReport], error: str, seconds: float
-) -> VisitSummary:
+def _summarize(instruction: CloseVisit, reports: Mapping[int, DetectorReport], error: str, seconds: float) -> VisitSummary:
     return VisitSummary(
         visit=instruction.visit,
         frames=instruction.frames,

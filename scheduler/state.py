@@ -72,9 +72,7 @@ class SchedulerState:
         back-pressure and patience.
     """
 
-    def __init__(
-        self, placement: Mapping[int, tuple[int, ...]], policy: AdmissionPolicy | None = None
-    ) -> None:
+    def __init__(self, placement: Mapping[int, tuple[int, ...]], policy: AdmissionPolicy | None = None) -> None:
         if not placement:
             raise ValueError("placement needs at least one worker")
         self.policy = policy or AdmissionPolicy()
@@ -141,9 +139,7 @@ class SchedulerState:
         known = self._known_detectors(event.visit)
         if known is None:
             order = len(self._held) + len(self._open) + len(self._closed)
-            frames = {
-                d: FrameRecord(event.visit, d, path, order) for d, path in sorted(event.raw_paths.items())
-            }
+            frames = {d: FrameRecord(event.visit, d, path, order) for d, path in sorted(event.raw_paths.items())}
             self._held[event.visit] = VisitRecord(event.time_s, frames)
         elif not known.issuperset(event.raw_paths):
             added = sorted(set(event.raw_paths) - known)
@@ -160,15 +156,11 @@ class SchedulerState:
             return []  # its visit is closed: a second delivery
         move = Move.FINISH if isinstance(event, DetectorFinished) else Move.FAIL
         if event.attempt > frame.attempt:
-            raise self._illegal(
-                frame, f"{move.value} of attempt {event.attempt}; it was started {frame.attempt} times"
-            )
+            raise self._illegal(frame, f"{move.value} of attempt {event.attempt}; it was started {frame.attempt} times")
         if event.attempt < frame.attempt or frame.state is not Frame.RUNNING:
             return []  # a second delivery, or the late answer of a worker believed dead
         if event.worker != frame.worker:
-            raise self._illegal(
-                frame, f"{move.value} by worker {event.worker}; it is with worker {frame.worker}"
-            )
+            raise self._illegal(frame, f"{move.value} by worker {event.worker}; it is with worker {frame.worker}")
         self._move(frame, move, event)
         frame.ended_s, frame.error = event.time_s, getattr(event, "error", "")
         worker = self._workers[event.worker]
@@ -200,9 +192,7 @@ class SchedulerState:
             silent_s = event.time_s - worker.since_s
             if worker.state is Worker.UP and worker.in_flight and silent_s > self.policy.job_timeout_s:
                 reason = f"no answer for {silent_s:.0f} s"
-                instructions += self._worker_died(
-                    WorkerDied(time_s=event.time_s, worker=number, reason=reason)
-                )
+                instructions += self._worker_died(WorkerDied(time_s=event.time_s, worker=number, reason=reason))
             elif worker.state is Worker.DOWN and silent_s > self.policy.restart_timeout_s:
                 self._move_worker(number, Move.GIVE_UP, event)
         return instructions
@@ -219,9 +209,7 @@ class SchedulerState:
             if position == 0:
                 frame.strikes += 1
                 if not self.policy.may_retry(frame.strikes):
-                    self._give_up(
-                        frame, f"its worker died {frame.strikes} times, last: {event.reason}", event
-                    )
+                    self._give_up(frame, f"its worker died {frame.strikes} times, last: {event.reason}", event)
         worker.in_flight.clear()
 
     def _give_up(self, frame: FrameRecord, error: str, event: Event) -> None:
@@ -234,9 +222,7 @@ class SchedulerState:
         for detector, queue in self._queue.items():
             holders = [w for w in self._workers.values() if detector in w.detectors]
             if all(worker.state is Worker.LOST for worker in holders):
-                reason = (
-                    f"its worker is lost: {holders[0].reason}" if holders else "no worker holds this detector"
-                )
+                reason = f"its worker is lost: {holders[0].reason}" if holders else "no worker holds this detector"
                 for frame in tuple(queue):
                     self._give_up(frame, reason, event)
 
@@ -294,16 +280,12 @@ class SchedulerState:
 
     def _next_start(self) -> tuple[FrameRecord, int] | None:
         """The oldest queued frame that a worker can take, with the least busy such worker."""
-        heads = sorted(
-            (queue[0] for queue in self._queue.values() if queue), key=lambda f: (f.order, f.detector)
-        )
+        heads = sorted((queue[0] for queue in self._queue.values() if queue), key=lambda f: (f.order, f.detector))
         for frame in heads:
             able = [
                 (len(w.in_flight), n)
                 for n, w in self._workers.items()
-                if frame.detector in w.detectors
-                and w.state is Worker.UP
-                and self.policy.can_start(len(w.in_flight))
+                if frame.detector in w.detectors and w.state is Worker.UP and self.policy.can_start(len(w.in_flight))
             ]
             if able:
                 return frame, min(able)[1]
@@ -330,9 +312,7 @@ class SchedulerState:
 
     def _worker(self, event: WorkerDied | WorkerReady) -> WorkerRecord:
         if event.worker not in self._workers:
-            raise IllegalTransition(
-                f"{type(event).__name__} of worker {event.worker}; there are {list(self._workers)}"
-            )
+            raise IllegalTransition(f"{type(event).__name__} of worker {event.worker}; there are {list(self._workers)}")
         return self._workers[event.worker]
 
     def _move(self, frame: FrameRecord, move: Move, event: Event) -> None:
@@ -347,8 +327,7 @@ class SchedulerState:
         target = WORKER_TRANSITIONS[worker.state].get(move)
         if target is None:
             raise IllegalTransition(
-                f"worker {number} is {worker.state.value} and cannot {move.value}; "
-                f"its story: {'; '.join(worker.story) or 'none'}"
+                f"worker {number} is {worker.state.value} and cannot {move.value}; its story: {'; '.join(worker.story) or 'none'}"
             )
         worker.state = target
         worker.story.append(f"{event.time_s:.3f} {move.value} -> {target.value}")

@@ -70,9 +70,7 @@ class DetectorWorker:
 
     def _process(self, job: DetectorJob, timings: dict[str, float]) -> DetectorReport:
         if job.detector != self.setup.detector:
-            raise NightstreamError(
-                f"this worker holds detector {self.setup.detector}, got a job for {job.detector}"
-            )
+            raise NightstreamError(f"this worker holds detector {self.setup.detector}, got a job for {job.detector}")
         with _timed(timings, "prepare"):
             stages = self.prepare()
         with _timed(timings, "read"):
@@ -83,9 +81,7 @@ class DetectorWorker:
             output = Path(stages.write(products))
         return self._done(job, products, output, timings)
 
-    def _done(
-        self, job: DetectorJob, products: Any, output: Path, timings: Mapping[str, float]
-    ) -> DetectorReport:
+    def _done(self, job: DetectorJob, products: Any, output: Path, timings: Mapping[str, float]) -> DetectorReport:
         size = output.stat().st_size
         for stage, seconds in timings.items():
             logger.info("visit %d detector %d %s %.3f s", job.visit, job.detector, stage, seconds)
@@ -140,9 +136,7 @@ def describe(error: Exception, job: DetectorJob) -> str:
 def is_fatal(error: BaseException | None) -> bool:
     """Did the error, or one that caused it, break this process for good?"""
     while error is not None:
-        if type(error).__name__ == "CUDARuntimeError" and any(
-            name in str(error) for name in FATAL_CUDA_ERRORS
-        ):
+        if type(error).__name__ == "CUDARuntimeError" and any(name in str(error) for name in FATAL_CUDA_ERRORS):
             return True
         error = error.__cause__ or error.__context__
     return False

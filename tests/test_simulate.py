@@ -7,6 +7,7 @@ import pytest
 
 from nightstream.engine.camera import Amplifier, Box, Detector
 from nightstream.io.cameras import load_camera
+from nightstream.io.catalogues import read_positions, read_reference
 from nightstream.kernels.wcs import Wcs
 from nightstream.simulate import survey as surveys
 from nightstream.simulate.detector import COSMIC_RAY_ELECTRONS, draw_cosmic_rays, expose, make_detector_truth
@@ -300,6 +301,14 @@ def test_changes_tell_what_a_difference_should_hold(survey):
     assert (changes["snr"][transients] > 7).sum() >= 10
     edge = np.minimum(changes["x"], changes["y"])[changes["is_clean"]]
     assert edge.min() > 40
+
+
+def test_catalogues_are_those_that_a_run_reads(survey):
+    """The reference and the positions to force photometry at go through the run's own readers."""
+    stars, positions = read_reference(survey.reference_path), read_positions(survey.positions_path)
+    assert len(stars["flux"]) > 50
+    assert (stars["flux"] > 0).all()
+    assert len(set(positions["dia_object_id"])) == len(positions["ra"])
 
 
 def test_survey_is_the_same_whatever_the_number_of_processes(survey, tmp_path):

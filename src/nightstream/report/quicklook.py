@@ -18,6 +18,7 @@ MASK_COLOURS = {
     MaskPlane.CR: "#1f9ed6", MaskPlane.STREAK: "#9467bd", MaskPlane.DETECTED_NEGATIVE: "#8c564b",
     MaskPlane.DETECTED: "#2ca02c",
 }  # fmt: skip
+FOOTPRINTS = MaskPlane.DETECTED | MaskPlane.DETECTED_NEGATIVE
 OVERLAY_ALPHA = 0.55
 PANEL_INCHES = 6.5
 
@@ -51,7 +52,7 @@ def save_panels(panels: list[tuple[str, MaskedImage, Table, bool]], out_png: str
     for axes, (title, pixels, sources, with_mask) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         _draw_image(axes, pixels, is_difference=title.startswith("difference"))
         if with_mask:
-            used |= _draw_mask(axes, np.asarray(pixels.mask))
+            used |= _draw_mask(axes, np.asarray(pixels.mask), with_detected=not sources)
         _draw_sources(axes, sources)
         axes.set_title(title)
     _draw_legend(figure, used)
@@ -76,15 +77,15 @@ def _draw_image(axes, pixels: MaskedImage, *, is_difference: bool) -> None:
         axes.imshow(asinh_stretch(image, level, noise, top), origin="lower", cmap="gray_r", vmin=0.0, vmax=1.0)
 
 
-def _draw_mask(axes, mask: np.ndarray) -> set[MaskPlane]:
-    """Paint the coloured planes over the image; return those that occur."""
+def _draw_mask(axes, mask: np.ndarray, *, with_detected: bool) -> set[MaskPlane]:
+    """Paint the coloured planes over the image; return those that occur. Footprints would hide circled sources."""
     from matplotlib.colors import to_rgb
 
     paint = np.zeros((*mask.shape, 4))
     used = set()
     for plane, colour in MASK_COLOURS.items():
         here = (mask & int(plane)) != 0
-        if here.any():
+        if here.any() and (with_detected or plane not in FOOTPRINTS):
             used.add(plane)
             paint[here] = (*to_rgb(colour), OVERLAY_ALPHA)
     axes.imshow(paint, origin="lower", interpolation="nearest")

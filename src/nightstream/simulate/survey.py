@@ -3,6 +3,7 @@ truth.
 
 <output>/raw/{bias,dark,flat,template,science}/<visit>_<detector>.fits   one detector exposure a file
 <output>/reference.h5    catalogue for registration, as a survey before this one would have measured it
+<output>/positions.h5    transients and variables, to force photometry at
 <output>/truth.h5        what is true: `nightstream.simulate.truth` says what is in it
 """
 
@@ -76,6 +77,10 @@ class Survey:
     def reference_path(self) -> Path:
         return self.output / "reference.h5"
 
+    @property
+    def positions_path(self) -> Path:
+        return self.output / "positions.h5"
+
     def raw_path(self, visit: Visit, detector: int) -> Path:
         """File of one detector exposure."""
         return self.output / "raw" / visit.role / f"{visit.id}_{detector:03d}.fits"
@@ -130,6 +135,7 @@ def simulate_survey(
     for visit in plan.visits:
         plan.raw_path(visit, 0).parent.mkdir(parents=True, exist_ok=True)
     truth_tables.write_reference(plan.reference_path, sky.stars, generator(seed, Stream.REFERENCE))
+    truth_tables.write_positions(plan.positions_path, sky)
     tasks = [(visit, detector) for detector in plan.detectors for visit in plan.visits]
     records = []
     for record in _run(functools.partial(simulate_exposure, plan, sky), tasks, workers):

@@ -101,6 +101,13 @@ def write_reference(path: Path, stars: Table, rng: np.random.Generator) -> None:
     }})  # fmt: skip
 
 
+def write_positions(path: Path, sky: Sky) -> None:
+    """Write the positions of transients and variables, to force photometry at; ids of variables are negative."""
+    ids = np.concatenate([sky.transients["id"] + 1, -(sky.variables["id"] + 1)])
+    position = {name: np.concatenate([sky.transients[name], sky.variables[name]]) for name in ("ra", "dec")}
+    write_tables(path, {"positions": {"dia_object_id": ids} | position})
+
+
 def write_tables(path: Path, tables: dict[str, Table]) -> None:
     """Write tables as HDF5 compound datasets; the attribute ``units`` lists one unit a column."""
     import h5py

@@ -1,0 +1,138 @@
+"""Time every stage of one 4k x 4k detector, from the raw file to the HDF5 product, on the device it finds.
+
+    python perf/stages.py [--device auto|cpu|gpu] [--runs 3] [--work DIR] [--name stages-cpu]
+
+Simulates a 16-amplifier detector (kept in --work for the next time), builds its calibrations and template, checks the answer against
+the injected truth, then times the science visit. Writes perf/records/<name>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import record
+
+from nightstream.engine.calibrate import build_calibrations
+from nightstream.engine.config import EngineConfig
+from nightstream.engine.memory import DetectorMemory, resolve_device
+from nightstream.engine.pipeline import DetectorPipeline, calibrate_together
+from nightstream.engine.template import build_template
+from nightstream.engine.values import DetectorProducts
+from nightstream.io.cameras import load_camera
+from nightstream.io.products import write_detector_products
+from nightstream.io.raw import read_raw
+from nightstream.simulate.survey import Survey, plan_survey, simulate_survey
+
+CAMERA = Path(__file__).parent / "camera_4k.yaml"
+COUNTS = {"bias": 3, "dark": 2, "flat": 2, "template": 3, "science": 1}
+
+
+class Stopwatch:
+    """Seconds of every stage, run by run; waits for the device before it reads the clock."""
+
+    def __init__(self) -> None:
+        self.runs: list[dict[str, float]] = []
+        self.synchronize = lambda: None
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        self.synchronize()
+        start = time.perf_counter()
+        yield
+        self.synchronize()
+        self.runs[-1][stage] = self.runs[-1].get(stage, 0.0) + time.perf_counter() - start
+
+
+def survey(work: Path) -> Survey:
+    """Simulate the detector's raw frames, or find them from the last time."""
+    plan = plan_survey(work, camera=str(CAMERA), n_detectors=1, seed=1, counts=COUNTS)
+    if plan.truth_path.exists():
+        return plan
+    return simulate_survey(work, camera=str(CAMERA), n_detectors=1, seed=1, **{f"n_{r}": COUNTS[r] for r in ("bias", "dark", "flat")},
+                           n_template_visits=COUNTS["template"], n_science_visits=COUNTS["science"])  # fmt: skip
+
+
+def build_pipeline(plan: Survey, device: str, stopwatch: Stopwatch) -> DetectorPipeline:
+    """Return the pipeline with calibrations and template made from the simulated raws."""
+    config, detector = EngineConfig(), plan.camera.detectors[0]
+    frames = {role: [read_raw(path, plan.camera) for path in plan.raws(role)] for role in ("bias", "dark", "flat", "template")}
+    calibrations = build_calibrations(
+        bias_raws=frames["bias"], dark_raws=frames["dark"], flat_raws=frames["flat"], detector=detector, config=config.calibrate
+    )
+    visits = calibrate_together(DetectorPipeline(detector, calibrations, device="cpu"), frames["template"])
+    template = build_template([done.exposure for done in visits], config.template)
+    pipeline = DetectorPipeline(detector, calibrations, template, config, device, stage=stopwatch)
+    stopwatch.synchronize = pipeline.memory.synchronize
+    return pipeline
+
+
+def run_once(pipeline: DetectorPipeline, path: Path, output: Path, stopwatch: Stopwatch) -> DetectorProducts:
+    """Raw file to product file, every stage timed."""
+    stopwatch.runs.append({})
+    with stopwatch("total"):
+        with stopwatch("read"):
+            raw = read_raw(path, load_camera(str(CAMERA)))
+        products = pipeline.process(raw)
+        with stopwatch("write"):
+            write_detector_products(output, products)
+    return products
+
+
+def check(products: DetectorProducts) -> None:
+    """The answer before the time: sky noise of the difference as its variance says, and sources found."""
+    import numpy as np
+
+    pixels = products.difference.pixels
+    good = pixels.mask == 0
+    pull = pixels.image[good] / np.sqrt(pixels.variance[good])
+    width = 1.4826 * float(np.median(np.abs(pull - np.median(pull))))
+    if not 0.95 < width < 1.05 or len(products.dia_sources["x"]) == 0:
+        raise SystemExit(f"wrong answer: pull width {width:.3f}, {len(products.dia_sources['x'])} sources")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
+    options.add_argument("--runs", type=int, default=3)
+    options.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "nightstream-perf")
+    options.add_argument("--name", default=None)
+    chosen = options.parse_args()
+    device = resolve_device(chosen.device)
+    stopwatch = Stopwatch()
+    plan = survey(chosen.work)
+    pipeline = build_pipeline(plan, device, stopwatch)
+    science = plan.raws("science")[0]
+    check(run_once(pipeline, science, chosen.work / "products", stopwatch))  # also warms up
+    stopwatch.runs.clear()
+    for _ in range(chosen.runs):
+        run_once(pipeline, science, chosen.work / "products", stopwatch)
+    report(stopwatch.runs, device, chosen.name or f"stages-{device}", pipeline.memory)
+
+
+def report(runs: list[dict[str, float]], device: str, name: str, memory: DetectorMemory) -> None:
+    """Print one line a stage and write the record."""
+    rows = {stage: [run[stage] for run in runs] for stage in runs[0]}
+    for stage, seconds in rows.items():
+        print(
+            f"{stage:14s} 4096x4096 | {median(seconds):8.3f} s  ({min(seconds):.3f} to {max(seconds):.3f}, {len(seconds)} runs)"
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    content = {
+        "header": record.header(device),
+        "shape": [4096, 4096],
+        "stages_s": {stage: {"median": median(s), "min": min(s), "max": max(s)} for stage, s in rows.items()},
+        "peak_rss_gib": round(peak, 2),
+        "resident_gib": round(memory.resident_bytes / 2**30, 3),
+    }
+    print("record:", record.write(name, content))
+
+
+if __name__ == "__main__":
+    main()

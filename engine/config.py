@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -14,9 +16,46 @@ class Section(BaseModel):
 class IsrConfig(Section):
     """Raw pixels to electrons."""
 
+    # How the pedestal is taken from the serial overscan: "row_median" and "row_mean" follow each row and add their own
+    # noise to it, "amplifier" takes one level a frame, "adaptive" follows rows as far as they drift above the noise.
+    serial_overscan: Literal["adaptive", "row_median", "row_mean", "amplifier"] = "adaptive"
+    # Whether a parallel overscan, where the camera has one, is taken off each column.
+    parallel_overscan: bool = True
+    # Pixels of the camera file's overscan boxes to leave out next to the data, where charge trails, and at the end.
+    overscan_skip_leading: int = Field(default=0, ge=0)
+    overscan_skip_trailing: int = Field(default=0, ge=0)
+    # adu; a column whose parallel overscan is further above the amplifier's median holds bleeding charge.
+    parallel_max_deviation_adu: float = Field(default=100.0, gt=0)
+    # Read noise in the variance plane: measured in this frame's overscan, or the camera file's constant.
+    read_noise: Literal["measured", "camera"] = "measured"
+    # electron; an amplifier with more read noise than this is dead, and masked BAD.
+    max_read_noise_electron: float = Field(default=50.0, gt=0)
+    # Fraction of pixels that may be saturated, bad or without data before the frame is refused.
+    max_unusable_fraction: float = Field(default=0.9, gt=0, le=1)
+
 
 class CalibrateConfig(Section):
     """Bias, dark, flat and defects from raw frames."""
+
+    # Predicted sigmas from the median at which a value (cosmic ray, star in a sky flat) is left out of the mean.
+    clip_sigma: float = Field(default=4.0, gt=0)
+    # Fraction of the flat's level that exposures may differ by before clipping: changes of the sky's gradient.
+    flat_tolerance: float = Field(default=0.0, ge=0)
+    # Width, pixel, of the smoothing that finds stars in sky flats too faint for one pixel to show; 0 does not look.
+    flat_star_smoothing_pix: int = Field(default=7, ge=0)
+    # electron; a bias pixel this far from its neighbours in the row is a defect, ...
+    bias_defect_electron: float = Field(default=30.0, gt=0)
+    # electron / s; so is a pixel with this much more dark current than its neighbours, ...
+    dark_defect_electron_s: float = Field(default=5.0, gt=0)
+    # and one with a response this fraction lower or higher than its neighbours; all if they are also significant:
+    flat_defect_fraction: float = Field(default=0.2, gt=0)
+    # sigmas of the calibration's own noise that a defect must stand out by.
+    defect_sigma: float = Field(default=5.0, gt=0)
+    # Width, pixel, along the row of the median that says what the neighbours are; defects up to half as wide are found.
+    defect_window_pix: int = Field(default=31, ge=3)
+    # A column of an amplifier with this many defects is a bad column: gaps between them up to the next number are filled.
+    bad_column_pixels: int = Field(default=50, ge=1)
+    bad_column_gap_pix: int = Field(default=30, ge=0)
 
 
 class CharacterizeConfig(Section):
@@ -39,9 +78,42 @@ class CharacterizeConfig(Section):
 class TemplateConfig(Section):
     """Coaddition of visit images."""
 
+    warp_order: int = Field(3, ge=3, le=5)  # lobes of the Lanczos window
+    warp_step_pix: int = Field(16, ge=1)  # pixels between positions computed through the WCSs
+    padding_pix: int = Field(32, ge=0)  # added on every side of the first exposure's grid; covers dithers and roll
+    clip_sigma: float = Field(5.0, gt=0)  # noise units from the median beyond which a value is left out (3 or more visits)
+    clip_tolerance: float = Field(0.3, ge=0)  # of the median, added to that: PSFs differ from visit to visit
+    high_variance_factor: float = Field(4.0, gt=1)  # times the median variance: HIGH_VARIANCE from there on
+    high_variance_bin_pix: int = Field(32, ge=1)  # pixels; side of the bins of that test
+    psf_size_pix: int = Field(25, ge=7)  # pixels, odd; width of the template's PSF image
+    psf_order: int = Field(2, ge=0, le=4)  # of the polynomial by which it varies; lowered when stars are few
+    star_threshold: float = Field(10.0, gt=0)  # sigma; detection of the stars of the template's table
+    star_match_pix: float = Field(2.0, gt=0)  # pixels; the same star in two visits
+    max_stars: int = Field(5000, ge=1)  # rows of the star table, brightest first
+
 
 class DifferenceConfig(Section):
     """Template warp, PSF matching, subtraction, decorrelation."""
+
+    warp_order: int = Field(3, ge=3, le=5)  # lobes of the Lanczos window
+    warp_step_pix: int = Field(16, ge=1)  # pixels between positions computed through the WCSs
+    min_coverage: float = Field(0.1, ge=0, le=1)  # fraction of the science pixels the template must cover
+    convolve: Literal["auto", "template", "science"] = "auto"  # auto: the template unless the science is clearly sharper
+    sharper_factor: float = Field(0.95, gt=0)  # science / template FWHM below which auto convolves the science
+    kernel_size_pix: int | None = Field(None, ge=5)  # pixels, odd; None: from the two PSF sizes
+    kernel_degrees: tuple[int, ...] = (4, 2, 2)  # polynomial degree that multiplies each Gaussian of the basis
+    spatial_order: int | None = Field(None, ge=0, le=3)  # of the kernel over the detector; None: cross-validated
+    background_order: int = Field(1, ge=0, le=3)  # of the difference background fitted with the kernel
+    constant_scale: bool = True  # one photometric scale for the whole detector
+    kernel_min_snr: float = Field(20.0, gt=0)  # of a star in the kernel fit, in the science image
+    kernel_max_stars: int = Field(600, ge=1)  # most stars in the kernel fit
+    kernel_cell_pix: int = Field(128, ge=16)  # pixels; cells from which stars are taken evenly, brightest first
+    tile_pix: int = Field(32, ge=8)  # pixels; the matching kernel is constant within a tile
+    subtract_background: bool = True  # fit and subtract a smooth background of the difference
+    difference_background_bin_pix: int = Field(64, ge=16)  # pixels; bins of that fit
+    difference_background_order: int = Field(2, ge=0, le=4)  # polynomial over the detector through the bins
+    decorrelate: bool = True  # whiten the noise
+    decorrelation_factor: int = Field(4, ge=1)  # tiles of the matching kernel per decorrelation tile, along an axis
 
 
 class MeasureConfig(Section):

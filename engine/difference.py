@@ -1,0 +1,298 @@
+"""From a visit image and a template to a difference image that knows its noise and its PSF.
+
+Warp the template to the science grid, choose stars, fit the matching kernel, convolve, subtract, decorrelate.
+The image with the smaller PSF is convolved, normally the template.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from nightstream.engine.config import DifferenceConfig
+from nightstream.engine.values import Array, Exposure, MaskedImage, Template
+from nightstream.errors import UnprocessableError
+from nightstream.kernels.background import background_mesh
+from nightstream.kernels.convolution import convolve_tiles
+from nightstream.kernels.decorrelation import (
+    DEFAULT_SKY_PLANES,
+    coarse_tiles,
+    decorrelate,
+    decorrelation_kernels,
+    tile_medians,
+)
+from nightstream.kernels.mask import MaskPlane
+from nightstream.kernels.psf import polynomial_terms
+from nightstream.kernels.psf_matching import MatchingKernel, fit_matching_kernel, polynomial_image, unit_coordinates
+from nightstream.kernels.psf_transform import convolve_psf
+from nightstream.kernels.target import array_module
+from nightstream.kernels.warp import map_phases, noise_correlation, warp, warp_grid
+
+SPREADING = MaskPlane.BAD | MaskPlane.SAT | MaskPlane.NO_DATA | MaskPlane.EDGE | MaskPlane.SAT_TEMPLATE
+FROM_TEMPLATE = MaskPlane.NO_DATA | MaskPlane.BAD | MaskPlane.EDGE | MaskPlane.HIGH_VARIANCE
+MAX_PHASES = 4096  # pairs of sub-pixel phases that the noise correlation is averaged over
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarpedTemplate:
+    """The template on the science grid and in science units, not yet convolved."""
+
+    pixels: MaskedImage
+    noise_correlation: Array
+    fwhm_pix: float  # science pixels
+    coverage: float  # fraction of the science pixels that have template
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DifferenceResult:
+    """``difference`` in science units, positive where the science image is brighter, with its own PSF.
+
+    ``matched_template`` is what was subtracted, in the same units: convolved unless the science image was.
+    """
+
+    difference: Exposure
+    matched_template: Exposure
+    kernel: MatchingKernel
+    diagnostics: dict[str, float]
+
+
+def subtract(science: Exposure, template: Template, config: DifferenceConfig) -> DifferenceResult:
+    """Return ``science`` minus ``template``, white and with the variance that its pixels scatter with.
+
+    The science image is background-subtracted; its pixels without data, and those without template, are NaN
+    with NO_DATA. Raises UnprocessableError when the template covers too little, or no star is fit for the
+    kernel.
+    """
+    warped = warp_template(science, template, config)
+    science_fwhm = _fwhm(science)
+    convolves_science = _convolves_science(config, science_fwhm, warped.fwhm_pix)
+    pair = (science.pixels, warped.pixels) if convolves_science else (warped.pixels, science.pixels)
+    sizes = (science_fwhm, warped.fwhm_pix) if convolves_science else (warped.fwhm_pix, science_fwhm)
+    x, y = choose_stars(science, template, science_fwhm, config)
+    kernel = _fit_kernel(pair, sizes, x, y, config)
+    raw = _subtract_pair(pair, kernel, config)
+    if convolves_science:
+        raw = raw.mirrored(1 / kernel.kernel_sum)
+    correlations = (warped.noise_correlation, None) if convolves_science else (None, warped.noise_correlation)
+    return _finish(science, warped, raw, kernel, correlations, convolves_science, config)
+
+
+def warp_template(science: Exposure, template: Template, config: DifferenceConfig) -> WarpedTemplate:
+    """Resample the template to the science grid, in science units; see `kernels.warp`."""
+    pixels, shape, step = template.pixels, science.pixels.shape, config.warp_step_pix
+    xp = array_module(pixels.image)
+    map_x, map_y = warp_grid(science.wcs, template.wcs, shape, step, xp=xp)
+    image, mask, variance = warp(
+        pixels.image, pixels.mask, pixels.variance, map_x, map_y, step, shape,
+        order=config.warp_order, noise_correlation=_known(template.noise_correlation),
+    )  # fmt: skip
+    coverage = float(xp.isfinite(image).mean())
+    if coverage < config.min_coverage:
+        raise UnprocessableError(
+            f"template {template.id} covers {coverage:.1%} of the science image, wanted {config.min_coverage:.0%}"
+        )
+    unit = xp.float32(1 / science.njy_per_unit)
+    phases = [p[:: 1 + p.size // MAX_PHASES] for p in map_phases(map_x, map_y)]
+    correlation = noise_correlation(
+        config.warp_order, phase_x=phases[0], phase_y=phases[1], correlation=template.noise_correlation
+    )
+    centre = [n / 2 for n in pixels.shape]
+    scale = template.wcs.pixel_scale_arcsec / science.wcs.pixel_scale_arcsec
+    return WarpedTemplate(
+        pixels=MaskedImage(image * unit, _template_mask(mask), variance * unit * unit),
+        noise_correlation=xp.asarray(correlation),
+        fwhm_pix=float(template.psf.fwhm_pix(centre[1], centre[0])[0]) * scale,
+        coverage=coverage,
+    )
+
+
+def choose_stars(science: Exposure, template: Template, fwhm_pix: float, config: DifferenceConfig) -> tuple:
+    """Return positions ``x, y`` on the science image of the template's stars to fit the kernel on.
+
+    Bright enough, and spread evenly: from every cell of ``kernel_cell_pix`` the brightest, then the second,
+    and so on.
+    """
+    stars = {name: _host(template.stars[name]) for name in ("ra", "dec", "psf_flux")}
+    x, y = (_host(c) for c in science.wcs.pixel_from_sky(stars["ra"], stars["dec"]))
+    ny, nx = science.pixels.shape
+    noise = np.sqrt(float(_sky_variance(science.pixels)) * np.pi * fwhm_pix**2 / (2 * np.log(2)))
+    bright = stars["psf_flux"] / science.njy_per_unit > config.kernel_min_snr * noise
+    index = np.flatnonzero(bright & (x > 0) & (x < nx - 1) & (y > 0) & (y < ny - 1))
+    if index.size == 0:
+        raise UnprocessableError(f"none of the template's {len(x)} stars has S/N {config.kernel_min_snr:g} on the science image")
+    index = index[np.argsort(-stars["psf_flux"][index], kind="stable")]
+    cell = (y[index] // config.kernel_cell_pix).astype(int) * 100_000 + (x[index] // config.kernel_cell_pix).astype(int)
+    chosen = index[np.argsort(_rank_within(cell), kind="stable")[: config.kernel_max_stars]]
+    return x[chosen], y[chosen]
+
+
+@dataclass(frozen=True, slots=True)
+class _RawDifference:
+    """A difference before decorrelation; variances of both inputs before any convolution, in its units."""
+
+    image: Any
+    mask: Any
+    matched: MaskedImage  # what was subtracted, or subtracted from
+    fixed_variance: Any
+    convolved_variance: Any
+    kernels: Any
+
+    def mirrored(self, scale: float) -> _RawDifference:
+        """The same difference with its sign turned and brought to other units: science minus template
+        again."""
+        xp = array_module(self.image)
+        square = xp.float32(scale**2)
+        return _RawDifference(
+            self.image * xp.float32(-scale), self.mask, self.matched,
+            self.fixed_variance * square, self.convolved_variance * square, self.kernels,
+        )  # fmt: skip
+
+
+def _fit_kernel(pair, sizes, x, y, config: DifferenceConfig) -> MatchingKernel:
+    source, target = ((p.image, p.mask, p.variance) for p in pair)
+    return fit_matching_kernel(
+        source, target, x, y, source_fwhm_pix=sizes[0], target_fwhm_pix=sizes[1], size=config.kernel_size_pix,
+        degrees=config.kernel_degrees, spatial_order=config.spatial_order, background_order=config.background_order,
+        constant_scale=config.constant_scale, planes=MaskPlane.unusable() | MaskPlane.SAT_TEMPLATE,
+    )  # fmt: skip
+
+
+def _subtract_pair(pair, kernel: MatchingKernel, config: DifferenceConfig) -> _RawDifference:
+    """target - K * source - background, on the usable pixels of both."""
+    source, target = pair
+    kernels = kernel.tile_kernels(target.shape, config.tile_pix)
+    matched = MaskedImage(*convolve_tiles(source.image, source.mask, source.variance, kernels, config.tile_pix, planes=SPREADING))
+    image = target.image - matched.image - kernel.background_image(target.shape)
+    mask = target.mask | matched.mask
+    if config.subtract_background:
+        image = image - difference_background(image, mask, config)
+    return _RawDifference(image, mask, matched, target.variance, source.variance, kernels)
+
+
+def difference_background(image, mask, config: DifferenceConfig):
+    """Smooth background of a difference: a polynomial through clipped bins, float32 (ny, nx)."""
+    xp = array_module(image)
+    planes = DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE
+    level = background_mesh(image, mask, bin_pix=config.difference_background_bin_pix, planes=planes).level
+    rows, columns = level.shape
+    y, x = xp.meshgrid((xp.arange(rows) + 0.5) / rows, (xp.arange(columns) + 0.5) / columns, indexing="ij")
+    order = min(config.difference_background_order, rows - 1, columns - 1)
+    terms = polynomial_terms(2 * x.ravel() - 1, 2 * y.ravel() - 1, order)
+    solution = xp.linalg.lstsq(terms, level.ravel(), rcond=None)[0]
+
+    def surface(px, py):
+        return polynomial_terms(*unit_coordinates(px, py, image.shape, xp), order) @ solution
+
+    return polynomial_image(surface, image.shape, xp)
+
+
+def _finish(science, warped, raw, kernel, correlations, convolves_science, config) -> DifferenceResult:
+    """Decorrelate, attach the PSF, and report."""
+    xp = array_module(raw.image)
+    kernels = raw.kernels / xp.float32(kernel.kernel_sum) if convolves_science else raw.kernels
+    tile = config.tile_pix * config.decorrelation_factor
+    psf = convolve_psf(science.psf, kernels, raw.image.shape, config.tile_pix) if convolves_science else science.psf
+    diagnostics = dict(kernel.diagnostics, coverage=warped.coverage, template_fwhm_pix=warped.fwhm_pix)
+    variance = raw.fixed_variance + _through(raw, kernels, config)
+    image, mask = raw.image, raw.mask
+    if config.decorrelate:
+        stamps = _decorrelation(raw, kernels, correlations, config)
+        image, mask, variance = decorrelate(
+            raw.image, raw.mask, raw.fixed_variance, raw.convolved_variance, stamps, tile, planes=SPREADING
+        )
+        psf = convolve_psf(psf, stamps.psi, image.shape, tile)
+        diagnostics["decorrelation_truncation"] = stamps.truncation
+    pixels = _blank_missing(image, mask, variance)
+    diagnostics["noise_ratio"] = _noise_ratio(pixels)
+    diagnostics["convolved_science"] = float(convolves_science)
+    subtracted = warped.pixels if convolves_science else raw.matched
+    return DifferenceResult(
+        difference=replace(science, pixels=pixels, psf=psf),
+        matched_template=replace(science, pixels=subtracted, psf=psf if convolves_science else science.psf),
+        kernel=kernel,
+        diagnostics=diagnostics,
+    )
+
+
+def _through(raw: _RawDifference, kernels, config):
+    """Variance that the convolved image brings into the difference before decorrelation."""
+    if config.decorrelate:
+        return 0
+    return convolve_tiles(
+        raw.convolved_variance, raw.mask * 0, raw.convolved_variance, kernels, config.tile_pix, planes=SPREADING
+    )[2]
+
+
+def _decorrelation(raw: _RawDifference, kernels, correlations, config):
+    tile = config.tile_pix * config.decorrelation_factor
+    planes = DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE
+    fixed, convolved = (
+        tile_medians(plane, raw.mask, tile, planes=planes) for plane in (raw.fixed_variance, raw.convolved_variance)
+    )
+    return decorrelation_kernels(
+        coarse_tiles(kernels, config.decorrelation_factor), fixed, convolved,
+        fixed_correlation=correlations[0], convolved_correlation=correlations[1],
+    )  # fmt: skip
+
+
+def _blank_missing(image, mask, variance) -> MaskedImage:
+    """NaN in every plane, with NO_DATA, where any of them has no value."""
+    xp = array_module(image)
+    missing = xp.isnan(image) | xp.isnan(variance) | ((mask & np.int32(MaskPlane.NO_DATA)) != 0)
+    nan = xp.float32(xp.nan)
+    mask = xp.where(missing, mask | np.int32(MaskPlane.NO_DATA), mask)
+    return MaskedImage(xp.where(missing, nan, image), mask, xp.where(missing, nan, variance))
+
+
+def _template_mask(mask):
+    """Template planes as the difference carries them: saturation under its own name, temporary planes
+    dropped."""
+    xp = array_module(mask)
+    saturated = (mask & np.int32(MaskPlane.SAT)) != 0
+    return (mask & np.int32(FROM_TEMPLATE)) | xp.where(saturated, np.int32(MaskPlane.SAT_TEMPLATE), np.int32(0))
+
+
+def _convolves_science(config: DifferenceConfig, science_fwhm: float, template_fwhm: float) -> bool:
+    if config.convolve == "auto":
+        return science_fwhm < config.sharper_factor * template_fwhm
+    return config.convolve == "science"
+
+
+def _fwhm(exposure: Exposure) -> float:
+    ny, nx = exposure.pixels.shape
+    return float(exposure.psf.fwhm_pix(nx / 2, ny / 2)[0])
+
+
+def _known(correlation):
+    """None for white noise: a stamp of one pixel, or of nothing but its centre."""
+    stamp = _host(correlation)
+    return None if stamp.size == 1 or np.count_nonzero(stamp) == 1 else correlation
+
+
+def _sky_variance(pixels: MaskedImage):
+    return tile_medians(pixels.variance, pixels.mask, max(pixels.shape), planes=DEFAULT_SKY_PLANES)[0, 0]
+
+
+def _noise_ratio(pixels: MaskedImage) -> float:
+    """Robust scatter of empty sky over what the variance plane says; 1 when the noise is understood."""
+    xp = array_module(pixels.image)
+    sample = tuple(slice(None, None, 3) for _ in range(2))
+    sky = (pixels.mask[sample] & np.int32(DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE)) == 0
+    pull = (pixels.image[sample] / xp.sqrt(pixels.variance[sample]))[sky]
+    return float(1.4826 * xp.median(xp.abs(pull - xp.median(pull)))) if pull.size else float("nan")
+
+
+def _rank_within(cell) -> np.ndarray:
+    """For every element its position among the elements of the same cell, in the order given."""
+    order = np.argsort(cell, kind="stable")
+    start = np.r_[True, cell[order][1:] != cell[order][:-1]]
+    first = np.maximum.accumulate(np.where(start, np.arange(len(cell)), 0))
+    rank = np.empty(len(cell), int)
+    rank[order] = np.arange(len(cell)) - first
+    return rank
+
+
+def _host(array) -> np.ndarray:
+    return np.asarray(array.get() if hasattr(array, "get") else array)

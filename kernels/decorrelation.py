@@ -1,0 +1,163 @@
+"""Whiten the noise of a difference image: the kernel that undoes the correlation that matching and warping
+put in.
+
+D = fixed - K * convolved has noise of power N(k) = s_f^2 rho_f(k) + s_c^2 rho_c(k) |K(k)|^2; the image
+convolved with psi(k) = sqrt(N(0) / N(k)) is white, keeps its flux (psi(0) = 1) and has the PSF psi * P
+(DMTN-021, DMTN-179). Everything varies over the detector: one psi per tile, from the local kernel and the
+local noise.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nightstream.kernels.convolution import convolve_plane, convolve_tiles, tile_counts
+from nightstream.kernels.mask import MaskPlane
+from nightstream.kernels.target import array_module, scipy_module
+
+GRID = 64  # pixels of the Fourier grid on which psi is made
+SIZES = tuple(range(7, 43, 2))  # sides a stamp may have
+LOST_POWER = 1e-4  # of psi's (or a variance kernel's) total that may lie outside its stamp
+SAMPLE_STEP = 3  # every third pixel suffices for a median
+
+
+class DecorrelationKernels(NamedTuple):
+    """Stamps per tile, (tiles_y, tiles_x, m, m) float32, and how much of psi was cut off."""
+
+    psi: Any  # for the image
+    fixed_variance: Any  # for the variance plane of the image that was not convolved
+    convolved_variance: Any  # and for that of the image that was
+    truncation: float  # largest fraction of sum(psi^2) outside the stamp
+
+
+def decorrelation_kernels(
+    kernels, fixed_variance, convolved_variance, *, fixed_correlation=None, convolved_correlation=None, size=None
+) -> DecorrelationKernels:
+    """Make the stamps for every tile.
+
+    ``kernels`` (tiles_y, tiles_x, k, k) are the matching kernels, the variances (tiles_y, tiles_x) those of
+    empty sky, before convolution, in the units of the difference. The correlations are (odd, odd)
+    autocorrelation stamps with centre 1; None means white. ``size`` fixes psi's side; by default it is the
+    smallest that loses no more than 1e-4 of its power. A negative power, which a truncated correlation stamp
+    can have, counts as a hundredth of the largest.
+    """
+    xp = array_module(kernels)
+    transfer = _transfer(kernels)
+    power = _power(transfer) * _correlation_power(convolved_correlation, xp) * convolved_variance[..., None, None]
+    total = power + _correlation_power(fixed_correlation, xp) * fixed_variance[..., None, None]
+    total = xp.maximum(total, 0.01 * total.max(axis=(2, 3), keepdims=True))
+    psi = xp.sqrt(total[..., :1, :1] / total)
+    image = _real_stamps(psi)
+    stamps = _crop(image, size or _enough(image))
+    lost = 1 - (stamps**2).sum(axis=(2, 3)) / (image**2).sum(axis=(2, 3))
+    stamps = stamps / stamps.sum(axis=(2, 3), keepdims=True)
+    fixed = _variance_stamps(psi + 0j, _correlation_power(fixed_correlation, xp))
+    convolved = _variance_stamps(psi * transfer, _correlation_power(convolved_correlation, xp))
+    return DecorrelationKernels(stamps.astype(xp.float32), fixed, convolved, float(lost.max()))
+
+
+def decorrelate(image, mask, fixed_variance, convolved_variance, stamps: DecorrelationKernels, tile_pix, *, planes) -> tuple:
+    """Apply ``stamps``: return the white image, its mask and its variance, (ny, nx) each.
+
+    ``fixed_variance`` and ``convolved_variance`` are the variance planes of the two inputs, pixel by pixel,
+    in the units of the difference and before any convolution: sources and all. The result's variance is the
+    sum of both, each spread with the square of all that was applied to it, so that it predicts the scatter of
+    every pixel. Missing pixels as in `convolve_tiles`; a missing variance counts as 0 for its neighbours,
+    which get EDGE.
+    """
+    xp = array_module(image)
+    zero = xp.zeros_like(image)
+    white, out_mask, _ = convolve_tiles(image, mask, zero, stamps.psi, tile_pix, planes=planes, variance_kernels=stamps.psi)
+    variance = zero
+    for plane, kernels in ((fixed_variance, stamps.fixed_variance), (convolved_variance, stamps.convolved_variance)):
+        variance = variance + convolve_plane(xp.nan_to_num(plane, nan=0.0), kernels, tile_pix)
+    return white, out_mask, xp.where(xp.isnan(white), xp.float32(xp.nan), variance)
+
+
+def tile_medians(plane, mask, tile_pix, *, planes) -> Any:
+    """Median of ``plane`` over the unmasked pixels of every tile, (tiles_y, tiles_x) float64, from every
+    third row and column.
+
+    A tile without such pixels gets the median of all tiles; 0 when there is none at all. ``planes`` are mask
+    bits to leave out.
+    """
+    xp = array_module(plane)
+    rows, columns = tile_counts(plane.shape, tile_pix)
+    good = ((mask & np.int32(planes)) == 0) & xp.isfinite(plane)
+    pad = tuple((0, n * tile_pix - s) for n, s in zip((rows, columns), plane.shape, strict=True))
+    values = xp.pad(xp.where(good, plane, xp.inf), pad, constant_values=xp.inf)
+    tiles = values.reshape(rows, tile_pix, columns, tile_pix)[:, ::SAMPLE_STEP, :, ::SAMPLE_STEP]
+    tiles = xp.sort(tiles.transpose(0, 2, 1, 3).reshape(rows, columns, -1), axis=2)
+    count = xp.isfinite(tiles).sum(axis=2)
+    medians = xp.take_along_axis(tiles, xp.maximum(count // 2, 0)[..., None].clip(0, tiles.shape[2] - 1), axis=2)[..., 0]
+    known = count > 0
+    usual = xp.median(medians[known]) if bool(known.any()) else 0.0
+    return xp.where(known, medians, usual).astype(xp.float64)
+
+
+def coarse_tiles(kernels, factor):
+    """Return the kernels at the centres of tiles ``factor`` times as wide: (tiles_y, tiles_x, k, k)."""
+    centre = factor // 2
+    rows, columns = (-(-n // factor) for n in kernels.shape[:2])
+    pick = [
+        np.minimum(np.arange(n) * factor + centre, total - 1) for n, total in zip((rows, columns), kernels.shape[:2], strict=True)
+    ]
+    return kernels[pick[0][:, None], pick[1][None, :]]
+
+
+def _transfer(kernels):
+    """Fourier transform of kernels, centre at the origin: (..., GRID, GRID // 2 + 1) complex128."""
+    xp = array_module(kernels)
+    k = kernels.shape[-1]
+    padded = xp.zeros((*kernels.shape[:-2], GRID, GRID))
+    padded[..., :k, :k] = kernels
+    return scipy_module(xp, "fft").rfft2(xp.roll(padded, (-(k // 2), -(k // 2)), axis=(-2, -1)))
+
+
+def _power(transfer):
+    return transfer.real**2 + transfer.imag**2
+
+
+def _correlation_power(stamp, xp):
+    """Power spectrum of a correlation stamp, unit mean, never negative; 1 for white noise."""
+    if stamp is None or stamp.shape[0] == 1:
+        return xp.ones((1, 1))
+    return xp.maximum(_transfer(xp.asarray(stamp)).real, 0.0)
+
+
+def _real_stamps(transfer):
+    xp = array_module(transfer)
+    image = scipy_module(xp, "fft").irfft2(transfer, s=(GRID, GRID))
+    return xp.fft.fftshift(image, axes=(-2, -1))
+
+
+def _variance_stamps(transfer, correlation_power):
+    """Squares of the real-space kernels, scaled to the power they let through from noise of that
+    correlation."""
+    xp = array_module(transfer)
+    image = _real_stamps(transfer)
+    spectrum = _power(transfer) * correlation_power
+    full = 2 * spectrum.sum(axis=(2, 3)) - spectrum[..., 0].sum(axis=2) - spectrum[..., -1].sum(axis=2)
+    through = full / GRID**2
+    squares = image**2
+    squares = _crop(squares, _enough(xp.sqrt(squares)))
+    return (squares * (through / squares.sum(axis=(2, 3)))[..., None, None]).astype(xp.float32)
+
+
+def _crop(image, size):
+    low = GRID // 2 - size // 2
+    return image[..., low : low + size, low : low + size]
+
+
+def _enough(image) -> int:
+    """Smallest side that keeps all but LOST_POWER of the sum of squares of every stamp."""
+    total = (image**2).sum(axis=(-2, -1))
+    for size in SIZES:
+        if bool((1 - (_crop(image, size) ** 2).sum(axis=(-2, -1)) / total < LOST_POWER).all()):
+            return size
+    return SIZES[-1]
+
+
+DEFAULT_SKY_PLANES = MaskPlane.unusable() | MaskPlane.DETECTED | MaskPlane.DETECTED_NEGATIVE

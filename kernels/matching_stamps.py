@@ -1,0 +1,91 @@
+"""Stamps for the matching kernel: cut out of both images, checked, and convolved with the basis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nightstream.kernels.matching_basis import GaussianBasis, convolve_stamps
+from nightstream.kernels.target import array_module
+
+CORE_PIX = 2  # half side of the centre in which no pixel may be bad
+GOOD_FRACTION = 0.5  # of a stamp's pixels that must be good
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stamps:
+    """What the fit needs of every stamp; n stamps of m pixels, float64."""
+
+    design: Any  # (n, n_basis + 1, m): source convolved with each basis function, and 1 for the background
+    target: Any  # (n, m)
+    target_variance: Any  # (n, m)
+    source_variance: Any  # (n, m)
+    good: Any  # (n, m) bool
+    x: Any  # (n,) position of the stamp's centre
+    y: Any
+    outside: int  # positions dropped because the stamp leaves the image
+    bad: int  # and because of bad pixels
+
+    @property
+    def count(self) -> int:
+        return len(self.x)
+
+    def why(self) -> str:
+        """Counts of what was dropped, for messages."""
+        return f"{self.outside} too close to the border, {self.bad} with bad pixels"
+
+
+def gather_stamps(source, target, x, y, basis: GaussianBasis, inner: int, planes: int) -> Stamps:
+    """Cut stamps of ``inner`` pixels (source: plus the kernel's reach) around the pixels nearest to ``x,
+    y``."""
+    xp = array_module(source[0])
+    reach = basis.size // 2
+    ix, iy = (xp.rint(xp.asarray(c)).astype(xp.int64) for c in (x, y))
+    inside = _inside(ix, iy, source[0].shape, inner // 2 + reach)
+    ix, iy = ix[inside], iy[inside]
+    outer = _cutter(ix, iy, inner + 2 * reach, xp)
+    cut = _cutter(ix, iy, inner, xp)
+    source_bad = _bad(source[0][outer], source[1][outer], planes)
+    target_bad = _bad(target[0][cut], target[1][cut], planes)
+    good = ~(target_bad | _under_kernel(source_bad, basis.size))
+    keep = _usable(good, target_bad, source_bad[:, reach : reach + inner, reach : reach + inner], inner)
+    values = xp.where(source_bad, 0, source[0][outer])[keep].astype(xp.float64)
+    design = convolve_stamps(values, basis).reshape(len(values), -1, inner * inner)
+    design = xp.concatenate([design, xp.ones((len(values), 1, inner * inner))], axis=1)
+    good = good[keep]
+    flat = [xp.where(good, plane[cut][keep], 0).reshape(len(values), -1) for plane in (target[0], target[2], source[2])]
+    return Stamps(
+        design, *(f.astype(xp.float64) for f in flat), good.reshape(len(values), -1), ix[keep], iy[keep],
+        int((~inside).sum()), int((~keep).sum()),
+    )  # fmt: skip
+
+
+def _inside(ix, iy, shape, margin):
+    ny, nx = shape
+    return (ix >= margin) & (ix < nx - margin) & (iy >= margin) & (iy < ny - margin)
+
+
+def _cutter(ix, iy, side, xp):
+    offset = xp.arange(side) - side // 2
+    return (iy[:, None] + offset)[:, :, None], (ix[:, None] + offset)[:, None, :]
+
+
+def _bad(image, mask, planes):
+    xp = array_module(image)
+    return ~xp.isfinite(image) | ((mask & planes) != 0)
+
+
+def _under_kernel(bad, size):
+    """(n, s, s) bool: is any bad pixel within the kernel's box around the pixel."""
+    xp = array_module(bad)
+    width = bad.shape[1]
+    inner = width - size + 1
+    reach = xp.arange(width)[:, None] - xp.arange(inner)[None, :]
+    band = ((reach >= 0) & (reach < size)).astype(xp.float32)
+    return (band.T @ (bad.astype(xp.float32) @ band)) > 0.5
+
+
+def _usable(good, target_bad, source_bad, inner):
+    centre = slice(inner // 2 - CORE_PIX, inner // 2 + CORE_PIX + 1)
+    core = (target_bad | source_bad)[:, centre, centre].any(axis=(1, 2))
+    return ~core & (good.mean(axis=(1, 2)) > GOOD_FRACTION)

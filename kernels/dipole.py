@@ -13,7 +13,8 @@ from nightstream.kernels.centroid import fit_centroids
 from nightstream.kernels.stamp_fit import fit_stamps, gradients, model_weights, pixel_of
 from nightstream.kernels.target import array_module
 
-MAX_STEP_PIX = 0.5  # largest move of a lobe in one iteration
+MAX_STEP_PIX = 0.7  # largest move of a lobe in one iteration
+SETTLED_CHI2 = 0.5  # a fit whose last step gained less has converged: far below the 1 of one sigma
 
 
 def pair_lobes(x, y, snr, footprint, *, max_separation_pix: float):
@@ -65,7 +66,7 @@ def _strongest(group, strength, n: int):
 
 
 def fit_dipoles(
-    image, mask, variance, x_positive, y_positive, x_negative, y_negative, psf, *, planes=None, iterations=15,
+    image, mask, variance, x_positive, y_positive, x_negative, y_negative, psf, *, planes=None, iterations=25,
     max_shift_pix=3.0,
 ) -> dict:  # fmt: skip
     """Fit two point sources of independent flux to each pair of lobes, and a single one for comparison.
@@ -84,17 +85,33 @@ def fit_dipoles(
     column, row = pixel_of((start[0] + start[2]) / 2, (start[1] + start[3]) / 2)
     spread = _spread(xp, start, column, row) + math.ceil(max_shift_pix)
     frame = _Frame(image, mask, variance, column, row, psf, psf.size + 2 * spread, planes)
-    at, moves = start, []
-    weights = frame.weights(at)
-    for _ in range(iterations):
-        moves = frame.step(at, weights)
-        at = [
-            xp.clip(v + d, s - max_shift_pix, s + max_shift_pix)
-            for v, d, s in zip(at, moves, start, strict=True)
-        ]
-    fit = frame.fit(frame.lobes(at), weights)
+    weights = frame.weights(start)
+    at, gain = _descend(frame, start, weights, iterations, max_shift_pix)
     single = xp.minimum(*(frame.single_chi2(*at[k : k + 2], weights) for k in (0, 2)))
-    return _columns(xp, fit, at, start, moves, single, max_shift_pix)
+    inside = xp.stack([xp.abs(v - s) < max_shift_pix for v, s in zip(at, start, strict=True)]).all(axis=0)
+    return _columns(frame.fit(frame.templates(at), weights), frame.fit(frame.lobes(at), weights), at) | {
+        "chi2_single": single,
+        "converged": inside & (gain < SETTLED_CHI2),
+    }
+
+
+def _descend(frame, start, weights, iterations, max_shift_pix):
+    """Move the lobes by Levenberg-Marquardt; return (positions, last gain in chi2). The fluxes follow
+    linearly."""
+    xp = array_module(start[0])
+    at, damping = start, xp.full(start[0].shape, 0.1)
+    chi2 = frame.fit(frame.lobes(at), weights).chi2
+    gain = xp.full(chi2.shape, xp.inf)
+    for _ in range(iterations):
+        moves = frame.step(at, weights, damping)
+        trial = [xp.clip(v + d, s - max_shift_pix, s + max_shift_pix) for v, d, s in zip(at, moves, start, strict=True)]
+        trial_chi2 = frame.fit(frame.lobes(trial), weights).chi2
+        better = trial_chi2 < chi2
+        gain = xp.where(better, chi2 - trial_chi2, xp.where(damping > 1, 0.0, gain))
+        at = [xp.where(better, t, v) for t, v in zip(trial, at, strict=True)]
+        chi2 = xp.where(better, trial_chi2, chi2)
+        damping = xp.where(better, damping / 5, damping * 5)
+    return at, gain
 
 
 def _spread(xp, start, column, row) -> int:
@@ -104,21 +121,18 @@ def _spread(xp, start, column, row) -> int:
     return max(math.ceil(float(xp.max(xp.abs(v - c)))) for v, c in zip(start, (column, row) * 2, strict=True))
 
 
-def _columns(xp, fit, at, start, moves, single, max_shift_pix):
-    settled = xp.ones(len(single), dtype=bool)
-    for v, d, s in zip(at, moves, start, strict=True):
-        settled &= (xp.abs(d) < 0.05) & (xp.abs(v - s) < max_shift_pix)
+def _columns(free, fit, at):
+    """Return the table: fluxes at the fitted places, their errors with the places free."""
+    xp = array_module(fit.chi2)
     return {
         "flux_positive": fit.coefficients[:, 0],
         "flux_negative": fit.coefficients[:, 1],
-        "flux_positive_err": xp.sqrt(fit.covariance[:, 0, 0]),
-        "flux_negative_err": xp.sqrt(fit.covariance[:, 1, 1]),
-        "flux_covariance": fit.covariance[:, 0, 1],
+        "flux_positive_err": xp.sqrt(free.covariance[:, 0, 0]),
+        "flux_negative_err": xp.sqrt(free.covariance[:, 1, 1]),
+        "flux_covariance": free.covariance[:, 0, 1],
         **dict(zip(("x_positive", "y_positive", "x_negative", "y_negative"), at, strict=True)),
         "chi2": fit.chi2,
-        "chi2_single": single,
         "n_pixels": fit.n_pixels,
-        "converged": settled,
     }
 
 
@@ -133,22 +147,27 @@ class _Frame:
         both = self.lobes(at)
         return model_weights(*self.pixels, stack(both[:, 0], -both[:, 1]), planes=self.planes)[0]
 
-    def fit(self, templates, weights):
-        return fit_stamps(*self.pixels, templates, weights, planes=self.planes)
+    def fit(self, templates, weights, damping=0.0):
+        return fit_stamps(*self.pixels, templates, weights, planes=self.planes, damping=damping)
 
     def lobes(self, at):
         """Return (n, 2, size, size): the PSF at the positive lobe, minus the PSF at the negative one."""
         return stack(self._placed(at[0], at[1])[0], -self._placed(at[2], at[3])[0])
 
-    def step(self, at, weights):
-        """Return bounded Gauss-Newton moves (dx+, dy+, dx-, dy-)."""
+    def templates(self, at):
+        """Return (n, 6, size, size): the lobes, and their changes with x+, y+, x-, y-."""
         positive, negative = self._placed(at[0], at[1]), self._placed(at[2], at[3])
-        fit = self.fit(stack(positive[0], -negative[0], *positive[1:], *(-g for g in negative[1:])), weights)
-        xp = array_module(fit.chi2)
-        flux = self.fit(stack(positive[0], -negative[0]), weights).coefficients
+        return stack(positive[0], -negative[0], *positive[1:], *(-g for g in negative[1:]))
+
+    def step(self, at, weights, damping):
+        """Return bounded moves (dx+, dy+, dx-, dy-); ``damping`` (n,) holds the places, never the fluxes."""
+        xp = array_module(damping)
+        held = xp.concatenate([xp.zeros((2, 1)), xp.ones((4, 1))]) * damping[None, :]
+        move = self.fit(self.templates(at), weights, damping=held.T).coefficients[:, 2:]
+        flux = self.fit(self.lobes(at), weights).coefficients
         floor = 0.1 * xp.abs(flux).max(axis=1, keepdims=True)
-        flux = xp.where(xp.abs(flux) < floor, xp.nan, flux)[:, (0, 0, 1, 1)]
-        return tuple(xp.clip(xp.nan_to_num(fit.coefficients[:, 2:] / flux), -MAX_STEP_PIX, MAX_STEP_PIX).T)
+        flux = xp.where(xp.abs(flux) > floor, flux, xp.nan)[:, xp.asarray([0, 0, 1, 1])]
+        return tuple(xp.clip(xp.nan_to_num(move / flux), -MAX_STEP_PIX, MAX_STEP_PIX).T)
 
     def single_chi2(self, x, y, weights):
         """Return chi2 of one source, position free, started at ``x, y``."""
@@ -160,10 +179,7 @@ class _Frame:
         """Return (P, -dP/dx, -dP/dy), each (n, size, size), of sources at ``x, y`` in the pairs' stamps."""
         stamps = self.psf.stamps(x, y)
         column, row = pixel_of(x, y)
-        return [
-            place_stamps(s, column - self.column, row - self.row, self.size)
-            for s in (stamps, *gradients(stamps))
-        ]
+        return [place_stamps(s, column - self.column, row - self.row, self.size) for s in (stamps, *gradients(stamps))]
 
 
 def stack(*arrays):
@@ -172,16 +188,14 @@ def stack(*arrays):
 
 
 def place_stamps(stamps, d_column, d_row, size: int):
-    """Return (n, size, size) zeros with ``stamps`` (n, s, s) put ``d_column, d_row`` pixels off the middle."""
+    """Return (n, size, size) zeros with ``stamps`` (n, s, s) put ``d_column, d_row`` off the middle."""
     xp = array_module(stamps)
     n, small, _ = stamps.shape
     offset = xp.arange(size) - size // 2 + small // 2
     yy, xx = offset[None, :] - d_row[:, None], offset[None, :] - d_column[:, None]
     inside = ((yy >= 0) & (yy < small))[:, :, None] & ((xx >= 0) & (xx < small))[:, None, :]
     yy, xx = xp.clip(yy, 0, small - 1), xp.clip(xx, 0, small - 1)
-    return xp.where(
-        inside, stamps[xp.arange(n)[:, None, None], yy[:, :, None], xx[:, None, :]], np.float32(0)
-    )
+    return xp.where(inside, stamps[xp.arange(n)[:, None, None], yy[:, :, None], xx[:, None, :]], np.float32(0))
 
 
 def classify_dipoles(fit: dict, *, min_chi2_gain: float = 25.0, max_lobe_share: float = 0.7):

@@ -28,13 +28,14 @@ def psf_flux(image, mask, variance, x, y, psf, *, planes=None) -> dict:
     (default `MaskPlane.unusable`), NaN or off the image do not enter.
 
     Returns (n,) columns: flux, flux_err (unit of image), chi2, n_pixels, flag (less than half of sum(P^2) on
-    usable pixels, or no flux at all), flag_edge (stamp reaches off the image). Nothing usable: NaN and both
-    NaN-safe flags.
+    usable pixels, or no flux at all), flag_edge (stamp reaches off the image). A
+    source without usable pixels has NaN flux and the flag.
     """
     xp = array_module(image)
     x, y = (xp.asarray(v, dtype=np.float64) for v in (x, y))
     column, row = pixel_of(x, y)
-    templates = psf.stamps(x, y)[:, None]
+    known = xp.isfinite(x) & xp.isfinite(y)
+    templates = psf.stamps(xp.where(known, x, 0), xp.where(known, y, 0))[:, None]
     weights, seen = model_weights(image, mask, variance, column, row, templates, planes=planes)
     fit = fit_stamps(image, mask, variance, column, row, templates, weights, planes=planes)
     flux = fit.coefficients[:, 0]
@@ -49,7 +50,7 @@ def psf_flux(image, mask, variance, x, y, psf, *, planes=None) -> dict:
 
 
 def touches_edge(column, row, half: int, shape):
-    """Return (n,) bool: the box of ``half`` pixels around the middle pixel reaches off an image of ``shape``."""
+    """Return (n,) bool: the box of ``half`` pixels around the pixel reaches off an image of ``shape``."""
     ny, nx = shape
     return (column < half) | (row < half) | (column >= nx - half) | (row >= ny - half)
 
@@ -69,7 +70,7 @@ def quadrant_overlap(a, b, radius):
 
 @device_function
 def pixel_overlap(dx, dy, radius):
-    """Return the area that the unit pixel centred at (dx, dy) shares with the disc of ``radius`` at (0, 0)."""
+    """Return the area that the unit pixel centred at (dx, dy) shares with the disc of ``radius`` at 0."""
     return (
         quadrant_overlap(dx + 0.5, dy + 0.5, radius)
         - quadrant_overlap(dx - 0.5, dy + 0.5, radius)
@@ -80,7 +81,7 @@ def pixel_overlap(dx, dy, radius):
 
 @hot_loop("photometry")
 def sum_apertures(image, mask, variance, x, y, radius, bad_planes, ny, nx, n, flux, flux_variance, missing):
-    """Sum image and variance over each disc, pixels by their exact overlap; count the overlap that is unusable."""
+    """Sum image and variance over each disc by exact overlap; count the overlap that is unusable."""
     for k in numba.prange(n):
         total, noise, lost = 0.0, 0.0, 0.0
         for yy in range(math.floor(y[k] - radius + 0.5), math.floor(y[k] + radius + 0.5) + 1):
@@ -102,7 +103,7 @@ def sum_apertures(image, mask, variance, x, y, radius, bad_planes, ny, nx, n, fl
 
 
 def sum_apertures_reference(image, mask, variance, x, y, radius, planes, subpixels: int = 100):
-    """Define `sum_apertures` by brute force, with each pixel cut into ``subpixels``^2: (flux, variance, missing)."""
+    """Define `sum_apertures` by brute force, pixels cut into ``subpixels``^2: (flux, variance, missing)."""
     fine = (np.arange(subpixels) + 0.5) / subpixels - 0.5
     usable = ((mask & int(planes)) == 0) & np.isfinite(image) & np.isfinite(variance)
     rows, columns = np.indices(image.shape)
@@ -136,10 +137,7 @@ def aperture_flux(image, mask, variance, x, y, *, radius_pix: float, planes=None
     column, row = (xp.ascontiguousarray(xp.where(lost, far, v)) for v in (column, row))
     n = len(column)
     flux, noise, missing = xp.zeros(n), xp.zeros(n), xp.zeros(n)
-    arrays = [
-        xp.ascontiguousarray(a, dtype=t)
-        for a, t in ((image, np.float32), (mask, np.int32), (variance, np.float32))
-    ]
+    arrays = [xp.ascontiguousarray(a, dtype=t) for a, t in ((image, np.float32), (mask, np.int32), (variance, np.float32))]
     sizes = [np.int32(v) for v in (planes, *image.shape, n)]
     launch = Launch.over((n,), (64,))
     sum_apertures(launch, *arrays, column, row, np.float64(radius_pix), *sizes, flux, noise, missing)

@@ -15,9 +15,7 @@ from nightstream.errors import InputError
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.target import Launch, array_module, hot_loop
 
-RIDGE = (
-    1e-10  # relative, on the scaled normal matrix: keeps a source without usable pixels from being singular
-)
+RIDGE = 1e-10  # relative, on the scaled normal matrix: keeps a source without usable pixels from being singular
 VARIANCE_FLOOR = 0.05  # smallest model variance, as a fraction of the mean variance of the stamp
 
 
@@ -33,10 +31,10 @@ class StampFit(NamedTuple):
 
 @hot_loop("stamp_fit")
 def stamp_normal_equations(
-    image, mask, variance, column, row, templates, weights, bad_planes, ny, nx, n, m, size, normal, noise, projection,
-    total, n_pixels,
+    image, mask, variance, column, row, templates, weights, bad_planes, ny, nx, n, m, size,
+    normal, noise, projection, total, n_pixels,
 ):  # fmt: skip
-    """Sum, for source k over its usable pixels, w Ti Tj, w^2 V Ti Tj, w Ti D, w D^2, and count them; float64, by rows."""
+    """Sum over the usable pixels of source k: w Ti Tj, w^2 V Ti Tj, w Ti D, w D^2, 1; float64, by rows."""
     half = size // 2
     for k in numba.prange(n):
         count = 0
@@ -46,12 +44,7 @@ def stamp_normal_equations(
                 xx = column[k] + x - half
                 d = np.float64(image[yy, xx])
                 v = np.float64(variance[yy, xx])
-                if (
-                    (mask[yy, xx] & bad_planes) != 0
-                    or not (d - d == 0.0)
-                    or not (v > 0.0)
-                    or not (v - v == 0.0)
-                ):
+                if (mask[yy, xx] & bad_planes) != 0 or not (d - d == 0.0) or not (v > 0.0) or not (v - v == 0.0):
                     continue
                 w = np.float64(weights[k, y, x])
                 count += 1
@@ -85,26 +78,28 @@ def stamp_normal_equations_reference(image, mask, variance, column, row, templat
     return normal, noise, projection, total, n_pixels
 
 
-def fit_stamps(image, mask, variance, column, row, templates, weights, *, planes=None) -> StampFit:
+def fit_stamps(image, mask, variance, column, row, templates, weights, *, planes=None, damping=0.0) -> StampFit:
     """Fit each source's pixels by a linear combination of its templates, with its weights.
 
     ``image``, ``mask``, ``variance`` are (ny, nx); ``column, row`` (n,) the detector pixel of a stamp's
     middle; ``templates`` (n, m, size, size), size odd; ``weights`` (n, size, size), any positive numbers: the
     covariance is right for all of them, and smallest for 1 / variance. Pixels off the image, in ``planes``
-    (default `MaskPlane.unusable`), not finite or without positive variance do not enter.
+    (default `MaskPlane.unusable`), not finite or without positive variance do not enter. ``damping`` (n, m)
+    multiplies the diagonal of the normal equations by 1 + damping (Levenberg-Marquardt, coefficients drawn to
+    0).
     """
     xp = array_module(image)
     n, m, size, width = templates.shape
     if size != width or size % 2 == 0 or weights.shape != (n, size, size):
         raise InputError(
-            f"templates (n, m, s, s) with odd s and weights (n, s, s) wanted, got {templates.shape}, {weights.shape}"
+            f"wanted templates (n, m, s, s) with odd s and weights (n, s, s), got {templates.shape} and {weights.shape}"
         )
     sums = _sum_equations(image, mask, variance, column, row, templates, weights, planes)
     normal, noise, projection, total, n_pixels = sums
     diagonal = xp.sqrt(xp.diagonal(normal, axis1=1, axis2=2))
     scale = xp.where(diagonal > 0, 1 / xp.where(diagonal > 0, diagonal, 1.0), 0.0)
     scaled = normal * scale[:, :, None] * scale[:, None, :]
-    unit = xp.eye(m) * xp.where(diagonal > 0, RIDGE, 1.0)[:, :, None]
+    unit = xp.eye(m) * (xp.where(diagonal > 0, RIDGE, 1.0) + damping)[:, :, None]
     inverse = xp.linalg.inv(scaled + unit) * scale[:, :, None] * scale[:, None, :]
     coefficients = (inverse @ projection[:, :, None])[:, :, 0]
     chi2 = total - (coefficients * projection).sum(axis=1)
@@ -121,9 +116,7 @@ def _sum_equations(image, mask, variance, column, row, templates, weights, plane
     normal, noise = xp.zeros((n, m, m)), xp.zeros((n, m, m))
     projection, total, n_pixels = xp.zeros((n, m)), xp.zeros(n), xp.zeros(n, xp.int32)
     pixels = (np.float32, np.int32, np.float32)
-    planes_in = [
-        xp.ascontiguousarray(a, dtype=t) for a, t in zip((image, mask, variance), pixels, strict=True)
-    ]
+    planes_in = [xp.ascontiguousarray(a, dtype=t) for a, t in zip((image, mask, variance), pixels, strict=True)]
     where = [xp.ascontiguousarray(a, dtype=np.int32) for a in (column, row)]
     stamps = [xp.ascontiguousarray(a, dtype=np.float32) for a in (templates, weights)]
     sizes = [np.int32(v) for v in (planes, *image.shape, n, m, size)]
@@ -133,7 +126,7 @@ def _sum_equations(image, mask, variance, column, row, templates, weights, plane
 
 
 def model_weights(image, mask, variance, column, row, templates, *, planes=None):
-    """Return (weights (n, size, size) float32, seen (n,)): inverse *model* variances, and the usable share of the PSF.
+    """Return (weights (n, size, size) float32, seen (n,)): inverse *model* variances, and the usable share.
 
     A variance plane that holds a source's own photon noise as measured is correlated with the pixels; weights
     made of it pixel by pixel bias fluxes low (Horne 1986, PASP 98, 609). The model is the least-squares fit
@@ -152,7 +145,7 @@ def model_weights(image, mask, variance, column, row, templates, *, planes=None)
 
 
 def gradients(stamps):
-    """Return (-dP/dx, -dP/dy) of ``stamps`` (n, size, size): how a stamp changes when its source moves by one pixel.
+    """Return (-dP/dx, -dP/dy) of ``stamps`` (n, size, size): the change as the source moves by a pixel.
 
     Fourth-order central differences over pixels; zeros beyond the border. For a Gaussian of sigma 1.2 pixels
     they are within 2 % of the true slopes, which changes the pace of an iteration and its errors, not where
@@ -172,7 +165,7 @@ def gradients(stamps):
 
 
 def pixel_of(x, y):
-    """Return (column, row) int32: the detector pixels in the middle of `PsfModel.stamps` at ``x, y``; NaN gives -2^20."""
+    """Return (column, row) int32: the middle pixels of `PsfModel.stamps` at ``x, y``; NaN gives -2^20."""
     xp = array_module(x)
     far = xp.float64(-(2**20))
     return tuple(xp.rint(xp.clip(xp.nan_to_num(v, nan=far), far, -far)).astype(np.int32) for v in (x, y))

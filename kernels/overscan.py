@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from nightstream.kernels.target import array_module
+from nightstream.kernels.target import array_module, scipy_module
 
 CLIP_SIGMA = 3.0  # rejection of outliers around a row's median
 NOISE_CLIP_SIGMA = 5.0  # cuts 6e-7 of a Gaussian, so the noise is not biased by its own clipping
+SMOOTHING_ROWS = 101  # a level averaged over this many rows has negligible noise
 SIGMA_OF_MAD = 1.4826  # standard deviation of a Gaussian whose median absolute deviation is 1
 
 
@@ -35,6 +36,27 @@ def row_mean_levels(strips) -> Any:
     count = usable.sum(axis=2)
     means = xp.where(count > 0, total / xp.maximum(count, 1), xp.nan)
     return _fill_rows(means).astype(xp.float32)
+
+
+def adaptive_row_levels(strips) -> Any:
+    """Return row levels (n_amp, ny) float32 that follow each row only as far as its drift exceeds the noise.
+
+    A row's own mean scatters by sigma / sqrt(nx), which all its pixels then share. Between the means m and their
+    running mean s over `SMOOTHING_ROWS` rows, the level ``s + w (m - s)`` has the least mean square error with
+    ``w = 1 - var(noise of m - s) / var(m - s)``, never below 0 (Wiener): 1 where rows jump about, 0 where they do not.
+    """
+    xp = array_module(strips)
+    smooth = scipy_module(xp, "ndimage").uniform_filter1d
+    means = row_mean_levels(strips).astype(xp.float64)
+    window = min(SMOOTHING_ROWS, means.shape[1])
+    running = smooth(means, window, axis=1, mode="nearest")
+    noise = measure_read_noise(strips).astype(xp.float64)
+    if strips.dtype.kind in "iu":
+        noise = xp.sqrt(noise**2 + 1 / 12)
+    expected = noise**2 / strips.shape[2] * (1 - 1 / window)
+    found = ((means - running) ** 2).mean(axis=1)
+    follow = xp.where(found > 0, xp.maximum(1 - expected / xp.where(found > 0, found, 1), 0), 0)
+    return (running + follow[:, None] * (means - running)).astype(xp.float32)
 
 
 def amplifier_levels(strips) -> Any:

@@ -85,9 +85,10 @@ class Survey:
         """File of one detector exposure."""
         return self.output / "raw" / visit.role / f"{visit.id}_{detector:03d}.fits"
 
-    def raws(self, role: str) -> list[Path]:
-        """Files of one role, in order of visit, then detector."""
-        return [self.raw_path(visit, d) for visit in self.visits if visit.role == role for d in self.detectors]
+    def raws(self, role: str, detector: int | None = None) -> list[Path]:
+        """Files of one role, of one detector or of all, in order of visit, then detector."""
+        detectors = self.detectors if detector is None else (detector,)
+        return [self.raw_path(visit, d) for visit in self.visits if visit.role == role for d in detectors]
 
 
 @dataclass(frozen=True, slots=True)

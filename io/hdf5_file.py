@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from nightstream.engine.memory import to_host
-from nightstream.errors import FileError, InputError
+from nightstream.errors import FileError, InputError, NightstreamError
 from nightstream.io.atomic import complete_or_absent
 
 LIBVER = ("v110", "v110")  # HDF5 1.10 and everything later can read it
@@ -43,23 +43,24 @@ def create_file(path: str | Path, **where) -> Iterator[h5py.File]:
 
 
 @contextmanager
-def open_file(path: str | Path, content: str) -> Iterator[h5py.File]:
+def open_file(path: str | Path, *contents: str) -> Iterator[h5py.File]:
     """Yield an HDF5 file opened for reading.
 
-    Raises FileError when it is missing, no HDF5, truncated, or holds something else than ``content``.
+    Raises FileError when it is missing, no HDF5 or truncated, InputError when it holds none of ``contents``.
     """
+    wanted = " or ".join(contents)
     try:
         with h5py.File(path, "r") as file:
             found = file.attrs.get("content", "something unknown")
-            if found != content:
-                raise InputError(f"the file holds {found}, wanted {content}")
+            if found not in contents:
+                raise InputError(f"the file holds {found}, wanted {wanted}")
             yield file
-    except InputError as error:
+    except NightstreamError as error:
         raise error.locate(path=str(path)) from None
     except FileNotFoundError:
         raise FileError("the file does not exist", path=str(path)) from None
     except (OSError, KeyError, RuntimeError) as error:
-        raise FileError(f"could not read {content}: {error}", path=str(path)) from error
+        raise FileError(f"could not read {wanted}: {error}", path=str(path)) from error
 
 
 def write_plane(group: h5py.Group, name: str, plane, attributes: Mapping[str, Any] | None = None) -> None:

@@ -6,16 +6,17 @@ pixels. Adding a camera is adding a YAML file. Boxes are 0-based, half open: ``{
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from nightstream.engine.camera import Amplifier, Box, Camera, Detector
+from nightstream.engine.config import EngineConfig
 from nightstream.errors import ConfigError, FileError
 from nightstream.io.header import HeaderRules, Strict
 
@@ -121,8 +122,15 @@ class CameraFile(Strict):
     zero_points: dict[str, float] = {}  # band: AB magnitude giving 1 electron / s
     default_zero_point: float = 25.0
     headers: HeaderRules
+    engine: dict[str, dict[str, Any]] = {}  # settings of `EngineConfig` this camera needs: section, field: value
     layouts: dict[str, Layout]
     detectors: Annotated[tuple[DetectorGroup, ...], Field(min_length=1)]
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_knows(cls, settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        EngineConfig.model_validate(settings)
+        return settings
 
     @model_validator(mode="after")
     def _names_layouts(self) -> CameraFile:
@@ -135,9 +143,10 @@ class CameraFile(Strict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawCamera(Camera):
-    """A `Camera` that also knows how its raw files are written."""
+    """A `Camera` that also knows how its raw files are written, and which engine settings its pixels need."""
 
     headers: HeaderRules
+    engine: Mapping[str, Mapping[str, Any]]
 
 
 def list_cameras() -> list[str]:
@@ -156,9 +165,22 @@ def load_camera(name_or_path: str | Path) -> RawCamera:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
         return _camera(CameraFile.model_validate(document))
     except ValidationError as error:
-        raise ConfigError(_first_problem(error), path=str(path)) from None
+        raise ConfigError(_first_problem(error, "camera file"), path=str(path)) from None
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"camera file: {' '.join(str(error).split())}", path=str(path)) from None
+
+
+def engine_config(camera: RawCamera, settings: Mapping[str, Mapping[str, Any]] | None = None) -> EngineConfig:
+    """Return the engine's defaults, overruled by what ``camera`` needs, overruled by ``settings`` (section, field: value).
+
+    Raises ConfigError naming the field that is unknown or out of range.
+    """
+    settings = settings or {}
+    sections = {name: {**camera.engine.get(name, {}), **settings.get(name, {})} for name in {*camera.engine, *settings}}
+    try:
+        return EngineConfig.model_validate(sections)
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error, "engine settings")) from None
 
 
 def _camera_path(name_or_path: str | Path) -> Path:
@@ -169,11 +191,11 @@ def _camera_path(name_or_path: str | Path) -> Path:
     return path
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, what: str) -> str:
     problems = error.errors(include_url=False)
     field = ".".join(str(part) for part in problems[0]["loc"]) or "top level"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"camera file, field {field}: {problems[0]['msg']}{more}"
+    return f"{what}, field {field}: {problems[0]['msg']}{more}"
 
 
 def _camera(spec: CameraFile) -> RawCamera:
@@ -189,6 +211,7 @@ def _camera(spec: CameraFile) -> RawCamera:
         zero_points=spec.zero_points,
         default_zero_point=spec.default_zero_point,
         headers=spec.headers,
+        engine=spec.engine,
     )
 
 

@@ -77,7 +77,7 @@ def read_info(path: str | Path, camera: RawCamera) -> ExposureInfo:
         raise FileError("no such file", path=str(path)) from None
     except NightstreamError as error:
         raise error.locate(path=str(path)) from None
-    except (OSError, ValueError, TypeError, EOFError, fits.VerifyError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zlib.error, fits.VerifyError) as error:
         problem = " ".join(str(error).split())[:120]
         raise FileError(f"not a readable FITS file: {problem}", path=str(path)) from None
 

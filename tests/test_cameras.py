@@ -10,8 +10,9 @@ import yaml
 from realdata import real_data
 
 from nightstream.engine.camera import Box
+from nightstream.engine.config import EngineConfig
 from nightstream.errors import ConfigError, FileError
-from nightstream.io.cameras import CAMERA_DIR, list_cameras, load_camera
+from nightstream.io.cameras import CAMERA_DIR, engine_config, list_cameras, load_camera
 
 CAMERAS = ["efosc2", "lsstcam", "simulator", "sinistro"]
 
@@ -158,6 +159,7 @@ def test_an_unknown_camera_says_which_there_are(tmp_path):
         ("pixel_scale_arcsec", -1, r"field pixel_scale_arcsec: Input should be greater than 0"),
         ("colour", "red", r"field colour: Extra inputs are not permitted"),
         ("headers.visit", {"keyword": "VISIT", "digit": 3}, r"field headers.visit.digit: Extra inputs"),
+        ("engine", {"isr": {"overscan": 1}}, r"field engine.*overscan"),
         ("headers.midpoint", [], r"field headers.midpoint: Tuple should have at least 1 item"),
         ("layouts.pair.data", [1, 5, 0, 6], r"layouts.pair.data: .*got \[1, 5, 0, 6\], wanted \{x: \[start"),
         ("layouts.pair.data", {"x": [5, 1], "y": [0, 6]}, r"layouts.pair.data: .*box needs 0 <= start <= stop"),
@@ -195,3 +197,18 @@ def test_a_file_that_is_no_camera_is_one_clear_error(tmp_path, text):
 def test_camera_files_lie_beside_the_code():
     """The folder is part of the package, so that an installed Nightstream has its cameras."""
     assert (CAMERA_DIR / "simulator.yaml").is_file() and CAMERA_DIR.parent.name == "io"
+
+
+def test_a_camera_sets_what_its_pixels_need():
+    """Settings of the camera file overrule the engine's defaults, and the user's overrule both, field by field."""
+    camera = load_camera("efosc2")
+    assert engine_config(camera).isr.serial_overscan == "amplifier"
+    config = engine_config(camera, {"isr": {"serial_overscan": "row_mean"}})
+    assert (config.isr.serial_overscan, config.isr.overscan_skip_leading) == ("row_mean", 0)
+    assert engine_config(load_camera("lsstcam")) == EngineConfig()
+
+
+def test_an_unknown_setting_is_named():
+    """The error says which setting is wrong."""
+    with pytest.raises(ConfigError, match=r"engine settings, field isr.overscan_skip: Extra inputs are not permitted"):
+        engine_config(load_camera("efosc2"), {"isr": {"overscan_skip": 1}})

@@ -37,16 +37,14 @@ class RawFolder:
 def find_raw_files(paths: Iterable[str | Path]) -> list[Path]:
     """Return the FITS files among ``paths`` and below the folders among them, sorted.
 
-    A file named outright is kept whatever its name. Raises FileError where a path does not exist.
+    A path that is no folder is kept whatever its name; reading it will tell if it is missing.
     """
     found: set[Path] = set()
     for path in map(Path, paths):
         if path.is_dir():
             found.update(p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES) and p.is_file())
-        elif path.exists():
-            found.add(path)
         else:
-            raise FileError("no such file or folder", path=str(path))
+            found.add(path)
     return sorted(found)
 
 

@@ -19,7 +19,9 @@ class WorkerSetup:
     template_dir: str | None = None  # None: no difference is made
     config: Mapping[str, Any] = field(default_factory=dict)  # of `EngineConfig`
     device: str = "auto"
-    forced_positions: str | None = None  # CSV of the positions to force photometry at
+    reference: str | None = None  # catalogue of reference stars, used where there is no template
+    forced_positions: str | None = None  # catalogue of positions to force photometry at
+    steps_per_sigma: int | None = None  # rounding of the pixels on disk; None: lossless
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,7 +76,8 @@ class DetectorWorker:
         with _timed(timings, "read"):
             raw = stages.read(job)
         products = stages.process(raw)
-        timings.update(products.timings_s)
+        for stage, seconds in products.timings_s.items():
+            timings[stage] = timings.get(stage, 0.0) + seconds
         with _timed(timings, "write"):
             output = Path(stages.write(products))
         return self._done(job, products, output, timings)

@@ -1,0 +1,98 @@
+"""What a worker keeps in memory: the camera, one detector's calibrations, and a pipeline for each band's template."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nightstream.engine.config import EngineConfig
+from nightstream.engine.pipeline import DetectorPipeline
+from nightstream.engine.values import Calibrations, DetectorProducts, RawDetector
+from nightstream.errors import InputError
+from nightstream.io.calibrations import read_calibrations
+from nightstream.io.cameras import load_camera
+from nightstream.io.catalogues import read_positions, read_reference
+from nightstream.io.products import write_detector_products
+from nightstream.io.raw import read_raw
+from nightstream.io.templates import read_template
+from nightstream.scheduler.messages import DetectorJob, WorkerSetup
+from nightstream.scheduler.worker import Stages
+
+
+class ResidentDetector:
+    """Everything of one detector that outlives a visit. Templates are loaded when the first raw of their band comes."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self.setup = setup
+        self.camera = load_camera(setup.camera)
+        if setup.detector not in self.camera.detectors:
+            raise InputError(f"camera {self.camera.name} has no detector {setup.detector}")
+        self.detector = self.camera.detectors[setup.detector]
+        self.config = EngineConfig.model_validate(setup.config)
+        self.calibrations = self._read_calibrations()
+        self.reference = read_reference(setup.reference) if setup.reference else None
+        self.positions = read_positions(setup.forced_positions) if setup.forced_positions else None
+        self._pipelines: dict[str, DetectorPipeline] = {}
+        self._timings: dict[str, float] = {}
+
+    def read(self, job: DetectorJob) -> RawDetector:
+        """Read the raw file of a job; its header must agree with the job."""
+        raw = read_raw(job.path, self.camera, job.detector)
+        if raw.info.visit != job.visit:
+            raise InputError(f"got visit {raw.info.visit} in the header, wanted {job.visit}")
+        return raw
+
+    def process(self, raw: RawDetector) -> DetectorProducts:
+        """Run the pipeline of the raw's band; the products carry the seconds of each stage."""
+        self._timings.clear()
+        with self._stage("prepare"):
+            pipeline = self.pipeline(raw.info.band)
+        products = pipeline.process(raw, self.positions)
+        return dataclasses.replace(products, timings_s=products.timings_s | self._timings)
+
+    def write(self, products: DetectorProducts) -> Path:
+        """Write the products, complete or not at all."""
+        return write_detector_products(self.setup.output_dir, products, steps_per_sigma=self.setup.steps_per_sigma)
+
+    def pipeline(self, band: str) -> DetectorPipeline:
+        """Return the pipeline of ``band``; all bands share the calibrations in memory."""
+        if band not in self._pipelines:
+            directory = self.setup.template_dir
+            template = read_template(directory, band, self.detector.id) if directory else None
+            pipeline = DetectorPipeline(
+                self.detector,
+                self.calibrations,
+                template,
+                self.config,
+                self.setup.device,
+                reference=self.reference,
+                stage=self._stage,
+            )
+            self.calibrations = pipeline.calibrations  # on the device from now on
+            self._pipelines[band] = pipeline
+        return self._pipelines[band]
+
+    def _read_calibrations(self) -> Calibrations:
+        if self.setup.calibration_dir is None:
+            return Calibrations(detector=self.detector.id)
+        return read_calibrations(self.setup.calibration_dir, self.camera.name, self.detector)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Time one stage, the device's work included."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            for pipeline in self._pipelines.values():
+                pipeline.memory.synchronize()
+            self._timings[name] = self._timings.get(name, 0.0) + time.perf_counter() - start
+
+
+def build_stages(setup: WorkerSetup) -> Stages:
+    """Load what stays resident and return what a worker calls."""
+    resident = ResidentDetector(setup)
+    return Stages(read=resident.read, process=resident.process, write=resident.write)

@@ -1,0 +1,189 @@
+"""The command line: arguments and their help. What a command does is in `nightstream.commands`, imported when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="nightstream",
+    help="Raw telescope images to difference-image sources, on GPUs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Camera = Annotated[str, typer.Option("--camera", "-c", help="Name of a camera (see info), or a YAML file.")]
+Raws = Annotated[list[Path], typer.Argument(help="Raw FITS files, or folders of them.", show_default=False)]
+Detectors = Annotated[list[int], typer.Option("--detector", "-d", help="Only this detector; may be repeated.")]
+Bands = Annotated[list[str], typer.Option("--band", "-b", help="Only this band; may be repeated.")]
+Visits = Annotated[list[int], typer.Option("--visit", help="Only this visit; may be repeated.")]
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file with sections engine and scheduler.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or gpu.")]
+Calibrations = Annotated[Path | None, typer.Option("--calibrations", help="Store made by calibrate.", exists=True)]
+Reference = Annotated[Path | None, typer.Option("--reference", help="Reference stars, CSV or HDF5.", exists=True)]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
+Product = Annotated[Path, typer.Argument(help="An HDF5 file of Nightstream.", exists=True, dir_okay=False)]
+
+
+@app.callback(invoke_without_command=True)
+def nightstream(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Raw telescope images to difference-image sources, on GPUs."""
+    if version:
+        from nightstream import __version__
+
+        typer.echo(f"nightstream {__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def run(
+    raws: Raws,
+    camera: Camera,
+    output: Output,
+    calibrations: Calibrations = None,
+    templates: Annotated[Path | None, typer.Option("--templates", help="Store made by template.", exists=True)] = None,
+    reference: Reference = None,
+    positions: Annotated[
+        Path | None, typer.Option("--positions", help="Positions for forced photometry, CSV or HDF5.", exists=True)
+    ] = None,
+    detector: Detectors = [],  # noqa: B006
+    band: Bands = [],  # noqa: B006
+    visit: Visits = [],  # noqa: B006
+    config: Config = None,
+    device: Device = "auto",
+    executor: Annotated[str | None, typer.Option("--executor", help="ray, or local for this process alone.")] = None,
+    actors: Annotated[int | None, typer.Option("--actors", help="Workers; 0: as many as run well.")] = None,
+    gpus_per_actor: Annotated[float | None, typer.Option("--gpus-per-actor", help="May be a fraction.")] = None,
+    steps_per_sigma: Annotated[
+        int | None, typer.Option("--steps-per-sigma", min=1, help="Round pixels to sigma over this (16 is good).")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the workers' logs.")] = False,
+) -> None:
+    """Process raw visits into calibrated images, differences and sources, as HDF5."""
+    from nightstream.commands.run import RunOptions, run_command
+
+    scheduler = {"executor": executor, "actors": actors, "num_gpus_per_actor": gpus_per_actor, "verbose": verbose or None}
+    run_command(
+        RunOptions(
+            raws=raws,
+            camera=camera,
+            output=output,
+            calibrations=calibrations,
+            templates=templates,
+            reference=reference,
+            positions=positions,
+            detectors=detector,
+            bands=band,
+            visits=visit,
+            config=config,
+            device=device,
+            scheduler=scheduler,
+            steps_per_sigma=steps_per_sigma,
+        )
+    )
+
+
+@app.command()
+def calibrate(
+    raws: Raws,
+    camera: Camera,
+    output: Output,
+    detector: Detectors = [],  # noqa: B006
+    band: Annotated[str | None, typer.Option("--band", "-b", help="Band of the flats, where there are several.")] = None,
+    config: Config = None,
+) -> None:
+    """Make bias, dark, flat and defects from raw calibration frames."""
+    from nightstream.commands.calibrate import calibrate_command
+
+    calibrate_command(raws, camera, output, detectors=detector, band=band, config=config)
+
+
+@app.command()
+def template(
+    raws: Raws,
+    camera: Camera,
+    output: Output,
+    calibrations: Calibrations = None,
+    reference: Reference = None,
+    detector: Detectors = [],  # noqa: B006
+    band: Bands = [],  # noqa: B006
+    visit: Visits = [],  # noqa: B006
+    config: Config = None,
+    device: Device = "auto",
+) -> None:
+    """Coadd visits of one field into the template of each detector and band."""
+    from nightstream.commands.template import TemplateOptions, template_command
+
+    template_command(
+        TemplateOptions(
+            raws=raws,
+            camera=camera,
+            output=output,
+            calibrations=calibrations,
+            reference=reference,
+            detectors=detector,
+            bands=band,
+            visits=visit,
+            config=config,
+            device=device,
+        )
+    )
+
+
+@app.command()
+def export(product: Product, output: Annotated[Path, typer.Argument(help="FITS file to write.")]) -> None:
+    """Write an HDF5 product as FITS that ds9 and TOPCAT open."""
+    from nightstream.commands.look import export_command
+
+    export_command(product, output)
+
+
+@app.command()
+def show(
+    product: Product,
+    picture: Annotated[Path | None, typer.Argument(help="PNG to write; by default beside the product.")] = None,
+    header: Annotated[bool, typer.Option("--header/--no-header", help="Print the header and summary.")] = True,
+) -> None:
+    """Draw a quick-look picture of a product and print what it is."""
+    from nightstream.commands.look import show_command
+
+    show_command(product, picture, header=header)
+
+
+@app.command()
+def info() -> None:
+    """Print versions, devices and cameras."""
+    from nightstream.commands.info import info_command
+
+    info_command()
+
+
+@app.command()
+def simulate(
+    output: Output,
+    detectors: Annotated[int, typer.Option("--detectors", min=1, help="Number of detectors.")] = 2,
+    template_visits: Annotated[int, typer.Option("--template-visits", min=0)] = 4,
+    science_visits: Annotated[int, typer.Option("--science-visits", min=0)] = 4,
+    seed: Annotated[int, typer.Option("--seed", help="Same seed, same bits.")] = 1,
+) -> None:
+    """Simulate a small survey with known truth: raw frames, reference catalogue, truth tables."""
+    from nightstream.commands.simulate import simulate_command
+
+    simulate_command(output, detectors, template_visits, science_visits, seed)
+
+
+@app.command()
+def demo(output: Output = Path("demo")) -> None:
+    """Simulate, calibrate, build templates and process a small survey; about four minutes."""
+    from nightstream.commands.simulate import demo_command
+
+    demo_command(output)
+
+
+def main() -> None:
+    """Entry point of the ``nightstream`` script."""
+    app()

@@ -1,0 +1,1 @@
+"""What each command of ``nightstream`` does; `nightstream.cli` declares their arguments."""

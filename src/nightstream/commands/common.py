@@ -1,0 +1,123 @@
+"""What the commands share: the console, the configuration file, and how errors end a command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from nightstream.errors import ConfigError, NightstreamError
+
+if TYPE_CHECKING:
+    from nightstream.engine.config import EngineConfig
+    from nightstream.io.cameras import RawCamera
+    from nightstream.scheduler.config import SchedulerConfig
+
+console = Console(soft_wrap=True, highlight=False)
+error_console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+FAILURE, USAGE = 1, 2  # exit status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The configuration of a command: file and options together."""
+
+    engine: EngineConfig
+    scheduler: SchedulerConfig
+
+
+@contextmanager
+def errors_end_the_command() -> Iterator[None]:
+    """Print an expected error in one line and exit: 2 for a wrong configuration, 1 for a failure."""
+    try:
+        yield
+    except NightstreamError as error:
+        stop(str(error), USAGE if isinstance(error, ConfigError) else FAILURE)
+    except ImportError as error:
+        stop(f"{error}; is an extra of nightstream not installed?", FAILURE)
+
+
+def stop(message: str, status: int) -> None:
+    """Print one error and exit."""
+    error_console.print(f"error: {message}", style="red", markup=False)
+    raise typer.Exit(status)
+
+
+def warn(message: str) -> None:
+    """Print one warning."""
+    error_console.print(f"warning: {message}", style="yellow", markup=False)
+
+
+def load_settings(path: Path | None, scheduler: Mapping[str, Any] | None = None) -> Settings:
+    """Read a configuration file; options in ``scheduler`` that are not None win over it.
+
+    The file is YAML with the sections ``engine`` and ``scheduler``. Raises ConfigError naming file and key.
+    """
+    from nightstream.engine.config import EngineConfig
+    from nightstream.scheduler.config import SchedulerConfig
+
+    tree = _read_yaml(path) if path is not None else {}
+    unknown = sorted(set(map(str, tree)) - {"engine", "scheduler"})
+    if unknown:
+        raise ConfigError(f"unknown section {', '.join(unknown)}; there are engine and scheduler", path=str(path))
+    options = {key: value for key, value in (scheduler or {}).items() if value is not None}
+    chosen = (tree.get("scheduler") or {}) | options if isinstance(tree.get("scheduler") or {}, dict) else tree["scheduler"]
+    return Settings(
+        engine=_validated(EngineConfig, tree.get("engine") or {}, "engine", path),
+        scheduler=_validated(SchedulerConfig, chosen, "scheduler", path),
+    )
+
+
+def find_camera(name: str) -> RawCamera:
+    """Load a camera; a name that is none is a usage error."""
+    from nightstream.io.cameras import load_camera
+
+    try:
+        return load_camera(name)
+    except NightstreamError as error:
+        raise ConfigError(error.message, path=error.path) from None
+
+
+def choose_detectors(camera: RawCamera, wanted: list[int]) -> list[int]:
+    """Return ``wanted``, or all detectors of the camera; a number that it lacks is a usage error."""
+    unknown = sorted(set(wanted) - set(camera.detectors))
+    if unknown:
+        raise ConfigError(f"camera {camera.name} has no detector {', '.join(map(str, unknown))}")
+    return sorted(set(wanted)) or sorted(camera.detectors)
+
+
+def _read_yaml(path: Path) -> dict:
+    import yaml
+
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror or error}", path=str(path)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}", path=str(path)) from None
+    if not isinstance(tree, dict):
+        raise ConfigError("wanted the sections engine and scheduler", path=str(path))
+    return tree
+
+
+def _validated(model: type, values: Any, section: str, path: Path | None) -> Any:
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(_problem(section, entry) for entry in error.errors())
+        raise ConfigError(problems, path=str(path) if path else None) from None
+
+
+def _problem(section: str, entry: Mapping[str, Any]) -> str:
+    name = ".".join([section, *map(str, entry["loc"])])
+    if entry["type"] == "extra_forbidden":
+        return f"{name}: unknown setting"
+    return f"{name}: {entry['msg'].lower()}, got {entry['input']!r}"

@@ -1,0 +1,157 @@
+"""``nightstream run``: raw visits in, HDF5 products out, with a line a visit and a table at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from nightstream.commands.common import (
+    FAILURE,
+    Settings,
+    choose_detectors,
+    console,
+    error_console,
+    errors_end_the_command,
+    find_camera,
+    load_settings,
+)
+from nightstream.commands.tables import failures_of, print_failures, run_table, visit_line
+from nightstream.errors import ConfigError, NightstreamError
+
+if TYPE_CHECKING:
+    from nightstream.io.cameras import RawCamera
+    from nightstream.scheduler.executor import Executor
+    from nightstream.scheduler.messages import DetectorReport, WorkerSetup
+    from nightstream.scheduler.run import RunSummary, Visit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The arguments of ``run``."""
+
+    raws: list[Path]
+    camera: str
+    output: Path
+    calibrations: Path | None = None
+    templates: Path | None = None
+    reference: Path | None = None
+    positions: Path | None = None
+    detectors: list[int]
+    bands: list[str]
+    visits: list[int]
+    config: Path | None = None
+    device: str = "auto"
+    scheduler: Mapping[str, Any]
+    steps_per_sigma: int | None = None
+
+
+def run_command(options: RunOptions) -> None:
+    """Process what was asked for; exit with 1 if anything failed."""
+    logging.basicConfig(level=logging.INFO if options.scheduler.get("verbose") else logging.CRITICAL)
+    with errors_end_the_command():
+        settings = load_settings(options.config, options.scheduler)
+        camera = find_camera(options.camera)
+        visits, problems = find_visits(options, camera)
+        if not visits and not problems:
+            raise ConfigError(f"no science exposures of {camera.name} in {', '.join(map(str, options.raws))}")
+        detectors = sorted({detector for visit in visits for detector in visit.raw_paths})
+        setups = {detector: make_setup(options, settings, detector) for detector in detectors}
+        summary, reports = stream_visits(visits, setups, settings, options.output) if visits else (None, [])
+    finish(summary, reports, problems)
+
+
+def find_visits(options: RunOptions, camera: RawCamera) -> tuple[list[Visit], list[NightstreamError]]:
+    """Return the science visits asked for, in the order of time, and the raw files that are none."""
+    from nightstream.io.raw_folder import group_visits, read_raw_folder
+    from nightstream.scheduler.run import Visit
+
+    detectors = choose_detectors(camera, options.detectors)
+    folder = read_raw_folder(options.raws, camera)
+    chosen = folder.select("science", detectors=detectors, bands=options.bands, visits=options.visits)
+    visits, doubles = group_visits(chosen)
+    return [Visit(visit, paths) for visit, paths in visits.items()], [*folder.problems, *doubles]
+
+
+def make_setup(options: RunOptions, settings: Settings, detector: int) -> WorkerSetup:
+    """What the worker of one detector needs. Paths are made absolute, since workers run elsewhere."""
+    from nightstream.scheduler.messages import WorkerSetup
+
+    is_file = options.camera.endswith((".yaml", ".yml"))
+    return WorkerSetup(
+        camera=str(Path(options.camera).resolve()) if is_file else options.camera,
+        detector=detector,
+        output_dir=str(options.output.resolve()),
+        calibration_dir=_absolute(options.calibrations),
+        template_dir=_absolute(options.templates),
+        config=settings.engine.model_dump(),
+        device=options.device,
+        reference=_absolute(options.reference),
+        forced_positions=_absolute(options.positions),
+        steps_per_sigma=options.steps_per_sigma,
+    )
+
+
+def make_executor(settings: Settings) -> Executor:
+    """The executor that the configuration names."""
+    if settings.scheduler.executor == "ray":
+        from nightstream.scheduler.ray_executor import RayExecutor
+
+        return RayExecutor(settings.scheduler)
+    from nightstream.scheduler.local_executor import LocalExecutor, ThreadExecutor
+
+    return ThreadExecutor(settings.scheduler.actors) if settings.scheduler.actors > 1 else LocalExecutor()
+
+
+def stream_visits(
+    visits: list[Visit], setups: Mapping[int, WorkerSetup], settings: Settings, output: Path
+) -> tuple[RunSummary, list[DetectorReport]]:
+    """Run the visits behind a progress bar; return the summary and the reports of what failed."""
+    from nightstream.io.products import write_visit_master
+    from nightstream.scheduler.executor import place_setups
+    from nightstream.scheduler.run import RunHooks, run_visits
+
+    executor = make_executor(settings)
+    actors = settings.scheduler.actors or max(1, min(len(setups), executor.slots()))
+    failed: list[DetectorReport] = []
+    total = sum(len(visit.raw_paths) for visit in visits)
+    with _progress() as progress:
+        task = progress.add_task("detectors", total=total)
+
+        def on_report(report: DetectorReport) -> None:
+            progress.advance(task)
+            failed.extend([report] if report.status != "done" else [])
+
+        hooks = RunHooks(
+            on_report=on_report,
+            on_visit=lambda visit: progress.console.print(visit_line(visit), markup=False),
+            write_master=lambda visit, reports: write_visit_master(output, visit, reports),
+        )
+        workers = place_setups(setups, actors)
+        summary = run_visits(visits, workers, executor, settings.scheduler.policy(), hooks)
+    return summary, failed
+
+
+def finish(summary: RunSummary | None, failed: list[DetectorReport], problems: list[NightstreamError]) -> None:
+    """Print the table and what failed; exit with 1 if anything did."""
+    if summary is not None:
+        console.print(run_table(summary))
+    failures = failures_of(summary, failed, problems)
+    if failures:
+        print_failures(error_console, failures)
+        raise typer.Exit(FAILURE)
+
+
+def _absolute(path: Path | None) -> str | None:
+    return str(path.resolve()) if path is not None else None
+
+
+def _progress() -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console)

@@ -1,0 +1,75 @@
+"""What a run prints: a line a visit, the table of stages and sources, and what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from nightstream.errors import NightstreamError
+    from nightstream.scheduler.messages import DetectorReport
+    from nightstream.scheduler.run import RunSummary, VisitSummary
+
+
+def visit_line(visit: VisitSummary) -> str:
+    """One line that says how a visit ended."""
+    done = len(visit.frames) - len(visit.failed)
+    sources, megabytes = visit.counts.get("dia_sources", 0), visit.output_bytes / 1e6
+    line = f"visit {visit.visit}: {done} of {len(visit.frames)} detectors, {sources} sources, "
+    line += f"{visit.seconds:.1f} s, {megabytes:.1f} MB"
+    return line if visit.is_complete else f"{line}, FAILED: {_what_failed(visit)}"
+
+
+def run_table(summary: RunSummary) -> Table:
+    """The table at the end: a row a visit, seconds of each stage summed over its detectors."""
+    stages = list(dict.fromkeys(stage for visit in summary.visits for stage in visit.timings_s))
+    worst = summary.latency.quantile(1.0)
+    latency = f"; latency of a detector: median {summary.latency.quantile(0.5):.1f} s, worst {worst:.1f} s"
+    title = f"{len(summary.visits)} visits in {summary.seconds:.1f} s" + (latency if len(summary.latency) else "")
+    table = Table(title=title, caption="seconds of each stage, summed over the detectors", title_justify="left")
+    for name in ("visit", "done", "failed", *stages, "sources", "forced"):
+        table.add_column(name, justify="right", no_wrap=name == "visit")
+    for visit in summary.visits:
+        table.add_row(*_cells(visit, stages), style="red" if not visit.is_complete else None)
+    return table
+
+
+def failures_of(
+    summary: RunSummary | None, failed: Iterable[DetectorReport], problems: Iterable[NightstreamError]
+) -> list[tuple[str, str, str]]:
+    """Return (visit, detector, error) of everything that went wrong, unreadable raw files first."""
+    rows = [(_known(problem.visit), _known(problem.detector), str(problem)) for problem in problems]
+    rows += [(str(report.visit), str(report.detector), report.error) for report in failed]
+    masters = summary.visits if summary is not None else ()
+    return rows + [(str(visit.visit), "master", visit.error) for visit in masters if visit.error]
+
+
+def print_failures(console: Console, failures: list[tuple[str, str, str]]) -> None:
+    """Print what failed as a table."""
+    table = Table(title=f"{len(failures)} failed", title_justify="left")
+    table.add_column("visit", no_wrap=True)
+    table.add_column("detector")
+    table.add_column("error", overflow="fold")
+    for row in failures:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+
+
+def _cells(visit: VisitSummary, stages: list[str]) -> list[str]:
+    seconds = [f"{visit.timings_s[stage]:.2f}" if stage in visit.timings_s else "" for stage in stages]
+    done = len(visit.frames) - len(visit.failed)
+    counts = [str(visit.counts.get(name, 0)) for name in ("dia_sources", "forced_sources")]
+    return [str(visit.visit), str(done), str(len(visit.failed)), *seconds, *counts]
+
+
+def _what_failed(visit: VisitSummary) -> str:
+    names = [str(frame.detector) for frame in visit.failed]
+    return ", ".join([f"detector {name}" for name in names] + (["master"] if visit.error else []))
+
+
+def _known(number: int | None) -> str:
+    return "?" if number is None else str(number)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nightstream.engine.camera import Amplifier, Box, Detector
+from nightstream.errors import ConfigError
 from nightstream.io.cameras import load_camera
 from nightstream.io.catalogues import read_positions, read_reference
 from nightstream.kernels.wcs import Wcs
@@ -309,6 +310,12 @@ def test_catalogues_are_those_that_a_run_reads(survey):
     assert len(stars["flux"]) > 50
     assert (stars["flux"] > 0).all()
     assert len(set(positions["dia_object_id"])) == len(positions["ra"])
+
+
+def test_too_many_detectors_are_refused(tmp_path):
+    """Asking for more detectors than the camera has says how many there are."""
+    with pytest.raises(ConfigError, match="got 9 detectors, wanted 1 to 4"):
+        surveys.plan_survey(tmp_path, camera="simulator", n_detectors=9, seed=1, counts={})
 
 
 def test_survey_is_the_same_whatever_the_number_of_processes(survey, tmp_path):

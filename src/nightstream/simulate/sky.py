@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nightstream.engine.values import Table
+from nightstream.errors import UnprocessableError
 from nightstream.kernels.wcs import Wcs
 
 BRIGHTEST_STAR, FAINTEST_STAR = 15.5, 24.5  # AB magnitude
@@ -196,7 +197,7 @@ def _place_transient(frame: Wcs, box, avoid, galaxies: Table, placed, on_galaxy:
             x, y = rng.uniform(box[0], box[1]), rng.uniform(box[2], box[3])
         if _is_free(x, y, avoid, placed, scale):
             return float(x), float(y), host
-    raise RuntimeError(f"no free place for a transient in {box}: the sky is too crowded")
+    raise UnprocessableError(f"no free place for a transient in {box}: the sky is too crowded")
 
 
 def _inside(table: Table, box) -> np.ndarray:

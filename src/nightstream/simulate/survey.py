@@ -19,6 +19,7 @@ import numpy as np
 
 from nightstream.engine.camera import Camera, Detector
 from nightstream.engine.values import Table
+from nightstream.errors import ConfigError
 from nightstream.io.cameras import load_camera
 from nightstream.kernels.wcs import Wcs
 from nightstream.simulate import truth as truth_tables
@@ -151,6 +152,8 @@ def plan_survey(output_dir: str | Path, *, camera: str, n_detectors: int, seed: 
     """Decide every visit: identity, time, conditions, pointing. ``counts`` is the number of visits of each
     role."""
     loaded = load_camera(camera)
+    if not 1 <= n_detectors <= len(loaded.detectors):
+        raise ConfigError(f"got {n_detectors} detectors, wanted 1 to {len(loaded.detectors)} of camera {loaded.name!r}")
     detectors = tuple(sorted(loaded.detectors))[:n_detectors]
     visits = [_calibration_visit(role, i, seed) for role in ("bias", "dark", "flat") for i in range(counts[role])]
     visits += [_sky_visit("template", FIRST_TEMPLATE_NIGHT + i, 1, seed) for i in range(counts["template"])]
@@ -165,7 +168,8 @@ def survey_sky(plan: Survey) -> Sky:
         (x, y), (ny, nx) = detector_optics(plan, detector).origin, plan.camera.detectors[detector].shape
         boxes.append((x, x + nx, y, y + ny))
     frame = Wcs.tan(*BORESIGHT, 0.0, 0.0, plan.camera.pixel_scale_arcsec)
-    epochs = np.array([visit.midpoint_mjd_tai for visit in plan.visits if visit.role == "science"])
+    epochs = [visit.midpoint_mjd_tai for visit in plan.visits if visit.role == "science"]
+    epochs = np.array(epochs or [_mjd(SCIENCE_NIGHT * 1000)])
     return make_sky(frame, boxes, epochs, generator(plan.seed, Stream.SKY))
 
 

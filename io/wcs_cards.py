@@ -14,7 +14,7 @@ Card = tuple[str, str | int | float, str]
 
 WCS_KEYWORD = re.compile(
     r"(WCSAXES|WCSDIM|CTYPE\d|CUNIT\d|CRVAL\d|CRPIX\d|CD\d_\d|PC\d+_\d+|CDELT\d|CROTA\d|LONPOLE|LATPOLE"
-    r"|PV\d_\d+|[AB]P?_ORDER|[AB]P?_\d_\d|[AB]_DMAX|RADESYS|RADECSYS|EQUINOX|EPOCH|WAT\d_\d+)$"
+    r"|WCSNAME|PV\d_\d+|[AB]P?_ORDER|[AB]P?_\d_\d|[AB]_DMAX|RADESYS|RADECSYS|EQUINOX|EPOCH|WAT\d_\d+)[A-Z]?$"
 )
 
 # TPV index m -> powers of (x, y, r) on axis 1; on axis 2 the powers of x and y change places.

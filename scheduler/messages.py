@@ -17,7 +17,7 @@ class WorkerSetup:
     output_dir: str
     calibration_dir: str | None = None  # None: no calibrations are applied
     template_dir: str | None = None  # None: no difference is made
-    config: Mapping[str, Any] = field(default_factory=dict)  # of `EngineConfig`
+    config: Mapping[str, Any] = field(default_factory=dict)  # settings of `EngineConfig`: section, field: value
     device: str = "auto"
     reference: str | None = None  # catalogue of reference stars, used where there is no template
     forced_positions: str | None = None  # catalogue of positions to force photometry at

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nightstream.engine.config import EngineConfig
 from nightstream.engine.pipeline import DetectorPipeline
 from nightstream.engine.values import Calibrations, DetectorProducts, RawDetector
 from nightstream.errors import InputError
 from nightstream.io.calibrations import read_calibrations
-from nightstream.io.cameras import load_camera
+from nightstream.io.cameras import engine_config, load_camera
 from nightstream.io.catalogues import read_positions, read_reference
 from nightstream.io.products import write_detector_products
 from nightstream.io.raw import read_raw
@@ -31,7 +30,7 @@ class ResidentDetector:
         if setup.detector not in self.camera.detectors:
             raise InputError(f"camera {self.camera.name} has no detector {setup.detector}")
         self.detector = self.camera.detectors[setup.detector]
-        self.config = EngineConfig.model_validate(setup.config)
+        self.config = engine_config(self.camera, setup.config)
         self.calibrations = self._read_calibrations()
         self.reference = read_reference(setup.reference) if setup.reference else None
         self.positions = read_positions(setup.forced_positions) if setup.forced_positions else None

@@ -176,7 +176,7 @@ def _process(survey: Survey, device: str, scheduler: SchedulerConfig, steps: _St
         workers = place_setups(setups, min(scheduler.actors or executor.slots(), len(setups)))
         hooks = RunHooks(
             on_report=advance,
-            write_master=lambda visit, frames, reports: write_visit_master(_product_dir(survey), visit, reports.values()),
+            write_master=lambda visit, reports: write_visit_master(_product_dir(survey), visit, reports),
         )
         return run_visits(visits, workers, executor, scheduler.policy(), hooks)
 

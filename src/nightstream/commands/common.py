@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,8 @@ FAILURE, USAGE = 1, 2  # exit status
 class Settings:
     """The configuration of a command: file and options together."""
 
-    engine: EngineConfig
+    engine: Mapping[str, Mapping[str, Any]]  # what the file sets, to be laid over what the camera needs
+    config: EngineConfig  # the two, over the defaults
     scheduler: SchedulerConfig
 
 
@@ -54,24 +55,39 @@ def warn(message: str) -> None:
     error_console.print(f"warning: {message}", style="yellow", markup=False)
 
 
-def load_settings(path: Path | None, scheduler: Mapping[str, Any] | None = None) -> Settings:
+def load_settings(path: Path | None, camera: RawCamera, scheduler: Mapping[str, Any] | None = None) -> Settings:
     """Read a configuration file; options in ``scheduler`` that are not None win over it.
 
     The file is YAML with the sections ``engine`` and ``scheduler``. Raises ConfigError naming file and key.
     """
-    from nightstream.engine.config import EngineConfig
+    from nightstream.io.cameras import engine_config
     from nightstream.scheduler.config import SchedulerConfig
 
+    engine, written = _sections(path)
+    options = {key: value for key, value in (scheduler or {}).items() if value is not None}
+    try:
+        config = engine_config(camera, engine)
+    except ConfigError as error:
+        raise error.locate(path=str(path)) from None
+    return Settings(engine=engine, config=config, scheduler=_validated(SchedulerConfig, written | options, path))
+
+
+def _sections(path: Path | None) -> tuple[dict, dict]:
+    """The engine's and the scheduler's section of a configuration file; empty where there is none."""
     tree = _read_yaml(path) if path is not None else {}
     unknown = sorted(set(map(str, tree)) - {"engine", "scheduler"})
     if unknown:
         raise ConfigError(f"unknown section {', '.join(unknown)}; there are engine and scheduler", path=str(path))
-    options = {key: value for key, value in (scheduler or {}).items() if value is not None}
-    chosen = (tree.get("scheduler") or {}) | options if isinstance(tree.get("scheduler") or {}, dict) else tree["scheduler"]
-    return Settings(
-        engine=_validated(EngineConfig, tree.get("engine") or {}, "engine", path),
-        scheduler=_validated(SchedulerConfig, chosen, "scheduler", path),
-    )
+    engine, scheduler = tree.get("engine") or {}, tree.get("scheduler") or {}
+    for name, section in (("engine", engine), ("scheduler", scheduler), *_engine_items(engine)):
+        if not isinstance(section, dict):
+            raise ConfigError(f"{name} must hold settings, got {section!r}", path=str(path))
+    return engine, scheduler
+
+
+def _engine_items(engine: Any) -> list[tuple[str, Any]]:
+    """The engine's sections with their full names."""
+    return [(f"engine.{name}", section) for name, section in engine.items()] if isinstance(engine, dict) else []
 
 
 def find_camera(name: str) -> RawCamera:
@@ -106,13 +122,13 @@ def _read_yaml(path: Path) -> dict:
     return tree
 
 
-def _validated(model: type, values: Any, section: str, path: Path | None) -> Any:
+def _validated(model: type, values: Any, path: Path | None) -> Any:
     from pydantic import ValidationError
 
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_problem(section, entry) for entry in error.errors())
+        problems = "; ".join(_problem("scheduler", entry) for entry in error.errors())
         raise ConfigError(problems, path=str(path) if path else None) from None
 
 
@@ -121,3 +137,38 @@ def _problem(section: str, entry: Mapping[str, Any]) -> str:
     if entry["type"] == "extra_forbidden":
         return f"{name}: unknown setting"
     return f"{name}: {entry['msg'].lower()}, got {entry['input']!r}"
+
+
+class Failures(list):
+    """Error messages of the parts of a command that failed while the others went on."""
+
+    def stop_if_any(self) -> None:
+        """Print all and exit with 1, if there are any."""
+        for message in self:
+            error_console.print(f"error: {message}", style="red", markup=False)
+        if self:
+            raise typer.Exit(FAILURE)
+
+
+def each_detector(tasks: Iterable[Any], work: Callable[[Any], None], advance: Callable[[], None]) -> Failures:
+    """Do ``work`` for each task; one that fails does not stop the next. Return what failed."""
+    failures = Failures()
+    for task in tasks:
+        try:
+            work(task)
+        except NightstreamError as error:
+            detector = task[0] if isinstance(task, tuple) else task
+            failures.append(str(error.locate(detector=detector)))
+        advance()
+    return failures
+
+
+@contextmanager
+def detector_progress(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a progress bar; yields the function that moves it on by one."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda: progress.advance(task)

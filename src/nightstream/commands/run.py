@@ -15,6 +15,7 @@ from nightstream.commands.common import (
     Settings,
     choose_detectors,
     console,
+    detector_progress,
     error_console,
     errors_end_the_command,
     find_camera,
@@ -54,8 +55,8 @@ def run_command(options: RunOptions) -> None:
     """Process what was asked for; exit with 1 if anything failed."""
     logging.basicConfig(level=logging.INFO if options.scheduler.get("verbose") else logging.CRITICAL)
     with errors_end_the_command():
-        settings = load_settings(options.config, options.scheduler)
         camera = find_camera(options.camera)
+        settings = load_settings(options.config, camera, options.scheduler)
         visits, problems = find_visits(options, camera)
         if not visits and not problems:
             raise ConfigError(f"no science exposures of {camera.name} in {', '.join(map(str, options.raws))}")
@@ -88,7 +89,7 @@ def make_setup(options: RunOptions, settings: Settings, detector: int) -> Worker
         output_dir=str(options.output.resolve()),
         calibration_dir=_absolute(options.calibrations),
         template_dir=_absolute(options.templates),
-        config=settings.engine.model_dump(),
+        config=settings.engine,
         device=options.device,
         reference=_absolute(options.reference),
         forced_positions=_absolute(options.positions),
@@ -119,16 +120,15 @@ def stream_visits(
     actors = settings.scheduler.actors or max(1, min(len(setups), executor.slots()))
     failed: list[DetectorReport] = []
     total = sum(len(visit.raw_paths) for visit in visits)
-    with _progress() as progress:
-        task = progress.add_task("detectors", total=total)
+    with detector_progress("detectors", total) as advance:
 
         def on_report(report: DetectorReport) -> None:
-            progress.advance(task)
+            advance()
             failed.extend([report] if report.status != "done" else [])
 
         hooks = RunHooks(
             on_report=on_report,
-            on_visit=lambda visit: progress.console.print(visit_line(visit), markup=False),
+            on_visit=lambda visit: console.print(visit_line(visit), markup=False),
             write_master=lambda visit, reports: write_visit_master(output, visit, reports),
         )
         workers = place_setups(setups, actors)
@@ -148,10 +148,3 @@ def finish(summary: RunSummary | None, failed: list[DetectorReport], problems: l
 
 def _absolute(path: Path | None) -> str | None:
     return str(path.resolve()) if path is not None else None
-
-
-def _progress() -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console)

@@ -5,12 +5,16 @@ import io
 import numpy as np
 import pytest
 
-from nightstream.engine.values import DetectorProducts, Exposure, ExposureInfo, MaskedImage, Template
+from nightstream.engine.values import Calibrations, DetectorProducts, Exposure, ExposureInfo, MaskedImage, Template
+from nightstream.errors import InputError
+from nightstream.io.calibrations import write_calibrations
+from nightstream.io.products import write_detector_products, write_visit_master
+from nightstream.io.templates import write_template
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.psf import PsfModel
 from nightstream.kernels.wcs import Wcs
 from nightstream.report.evaluate import concatenate, evaluate, is_reliable
-from nightstream.report.quicklook import save_planes, save_quicklook
+from nightstream.report.quicklook import save_quicklook
 from nightstream.report.stretch import asinh_stretch, level_and_noise
 from nightstream.report.tables import accuracy_table, visit_table
 from nightstream.report.triplets import aligned_cutout, choose_best, cutout, describe, make_triplet, save_triplets
@@ -154,7 +158,7 @@ def make_scene(seed=3):
     visit_image = Exposure(info=info, pixels=science, wcs=wcs, psf=model, njy_per_unit=0.5)
     template = Template(
         id="t", band="r", pixels=planes(0.5 * old, 0.25 * NOISE, np.zeros(old.shape, np.int32)), wcs=shifted, psf=model,
-        noise_correlation=np.ones((1, 1), np.float32), stars={},
+        noise_correlation=np.ones((1, 1), np.float32), stars={"x": np.zeros(0)},
     )  # fmt: skip
     change = Exposure(info=info, pixels=difference, wcs=wcs, psf=model, njy_per_unit=0.5)
     return visit_image, change, template, new
@@ -196,10 +200,8 @@ def test_triplets_are_drawn(tmp_path):
 
 
 def test_quicklook_is_drawn_from_a_product_file(tmp_path):
-    """The picture of a product on disk has its panels; a template or flat can be drawn too."""
-    from nightstream.io.products import write_detector_products
-
-    visit_image, difference, template, new = make_scene()
+    """The picture of a product on disk has a panel for image, mask and difference."""
+    visit_image, difference, _, new = make_scene()
     found = evaluated_scene(new).sources
     products = DetectorProducts(
         visit_image=visit_image, difference=difference, dia_sources={k: found[k] for k in ("x", "y", "snr", "is_dipole")},
@@ -207,7 +209,19 @@ def test_quicklook_is_drawn_from_a_product_file(tmp_path):
     )  # fmt: skip
     path = write_detector_products(tmp_path, products)
     assert save_quicklook(path, tmp_path / "look.png").stat().st_size > 10_000
-    assert save_planes(template.pixels, tmp_path / "template.png", "template").stat().st_size > 10_000
+
+
+def test_quicklook_draws_templates_and_calibrations(tmp_path):
+    """Every image file of the project can be looked at; a visit's master is refused, saying what was wanted."""
+    visit_image, _, template, _ = make_scene()
+    paths = [
+        write_template(tmp_path, 0, template),
+        write_calibrations(tmp_path, "simulator", Calibrations(detector=0, flat=visit_image.pixels)),
+    ]
+    for path in paths:
+        assert save_quicklook(path, tmp_path / "look.png").stat().st_size > 10_000
+    with pytest.raises(InputError, match="holds visit, wanted detector products or template"):
+        save_quicklook(write_visit_master(tmp_path, 1, []), tmp_path / "no.png")
 
 
 def text_of(table) -> str:

@@ -159,8 +159,8 @@ def _make_templates(survey: Survey, device: str, steps: _Steps) -> None:
             pipeline = DetectorPipeline(geometry, calibrations, None, config, device, reference=reference)
             raws = (read_raw(path, survey.camera, detector) for path in survey.raws("template", detector))
             exposures = []
-            for exposure in calibrate_together(pipeline, raws):
-                exposures.append(exposure)
+            for characterized in calibrate_together(pipeline, raws):
+                exposures.append(characterized.exposure)
                 advance()
             write_template(_template_dir(survey), detector, build_template(exposures, config.template))
             advance()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from nightstream.engine.values import DetectorProducts, MaskedImage, Table
+from nightstream.errors import InputError
+from nightstream.io.calibrations import CONTENT as CALIBRATIONS
+from nightstream.io.hdf5_file import open_file
+from nightstream.io.hdf5_values import read_masked_image
+from nightstream.io.products import CONTENT as PRODUCTS
 from nightstream.io.products import read_detector_products
+from nightstream.io.templates import CONTENT as TEMPLATE
 from nightstream.kernels.mask import MaskPlane
 from nightstream.report.evaluate import is_reliable
 from nightstream.report.stretch import asinh_stretch, level_and_noise
@@ -23,53 +30,79 @@ OVERLAY_ALPHA = 0.55
 PANEL_INCHES = 6.5
 
 
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One image of a picture: sources to circle, mask planes in colour or not, a linear or an asinh stretch."""
+
+    title: str
+    pixels: MaskedImage
+    sources: Table = field(default_factory=dict)
+    with_mask: bool = field(default=False, kw_only=True)
+    linear: bool = field(default=False, kw_only=True)
+
+
 def save_quicklook(path_h5: str | Path, out_png: str | Path) -> Path:
-    """Draw the detector product ``path_h5`` into ``out_png``: visit image, its mask, and the difference with its sources."""
-    products = read_detector_products(path_h5)
-    info = products.visit_image.info
-    heading = f"visit {info.visit}, detector {info.detector}, {info.band}, {info.exposure_time_s:g} s"
-    panels = [("visit image", products.visit_image.pixels, {}, False), ("mask", products.visit_image.pixels, {}, True)]
-    if products.difference is not None:
-        panels += [(_difference_title(products), products.difference.pixels, products.dia_sources, True)]
+    """Draw the HDF5 file ``path_h5`` (detector products, a template or calibrations) into ``out_png``; return its path.
+
+    Raises FileError when the file is missing or broken, InputError when it holds anything else.
+    """
+    with open_file(path_h5, PRODUCTS, TEMPLATE, CALIBRATIONS) as file:
+        content = file.attrs["content"]
+        if content == TEMPLATE:
+            pixels = read_masked_image(file["template"])
+            panels, heading = _image_panels(pixels), f"template, band {file.attrs['band']}, detector {file.attrs['detector']}"
+        elif content == CALIBRATIONS:
+            names = [name for name in ("bias", "dark", "flat") if name in file]
+            panels = [Panel(f"master {name}", read_masked_image(file[name]), linear=True) for name in names]
+            heading = f"calibrations, {file.attrs['camera']}, detector {file.attrs['detector']}"
+    if content == PRODUCTS:
+        panels, heading = _product_panels(read_detector_products(path_h5))
     return save_panels(panels, out_png, heading)
 
 
-def save_planes(pixels: MaskedImage, out_png: str | Path, heading: str) -> Path:
-    """Draw any masked image (a template, a master flat): as it is, and with its mask in colour."""
-    return save_panels([("image", pixels, {}, False), ("mask", pixels, {}, True)], out_png, heading)
+def _image_panels(pixels: MaskedImage) -> list[Panel]:
+    return [Panel("image", pixels), Panel("mask", pixels, with_mask=True)]
 
 
-def save_panels(panels: list[tuple[str, MaskedImage, Table, bool]], out_png: str | Path, heading: str) -> Path:
-    """Draw panels of (title, pixels, sources to circle, show the mask?) side by side."""
+def _product_panels(products: DetectorProducts) -> tuple[list[Panel], str]:
+    info = products.visit_image.info
+    panels = _image_panels(products.visit_image.pixels)
+    if products.difference is not None:
+        sources = products.dia_sources
+        reliable = is_reliable(sources)
+        title = f"difference: {int(reliable.sum())} sources (red), {int((~reliable).sum())} flagged (blue)"
+        panels.append(Panel(title, products.difference.pixels, sources, with_mask=True, linear=True))
+    return panels, f"visit {info.visit}, detector {info.detector}, band {info.band}, {info.exposure_time_s:g} s"
+
+
+def save_panels(panels: list[Panel], out_png: str | Path, heading: str) -> Path:
+    """Draw panels side by side and write a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    ny, nx = panels[0][1].shape
+    if not panels:
+        raise InputError("the file holds no image to draw")
+    ny, nx = panels[0].pixels.shape
     figure = Figure(figsize=(PANEL_INCHES * len(panels), PANEL_INCHES * ny / nx + 1.0), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(heading, fontsize=14, fontweight="bold")
     used: set[MaskPlane] = set()
-    for axes, (title, pixels, sources, with_mask) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        _draw_image(axes, pixels, is_difference=title.startswith("difference"))
-        if with_mask:
-            used |= _draw_mask(axes, np.asarray(pixels.mask), with_detected=not sources)
-        _draw_sources(axes, sources)
-        axes.set_title(title)
+    for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        _draw_image(axes, panel)
+        if panel.with_mask:
+            used |= _draw_mask(axes, np.asarray(panel.pixels.mask), with_detected=not panel.sources)
+        _draw_sources(axes, panel.sources)
+        axes.set_title(panel.title)
     _draw_legend(figure, used)
     path = Path(out_png)
     figure.savefig(path, dpi=100)
     return path
 
 
-def _difference_title(products: DetectorProducts) -> str:
-    reliable = is_reliable(products.dia_sources)
-    return f"difference: {int(reliable.sum())} sources (red), {int((~reliable).sum())} flagged (blue)"
-
-
-def _draw_image(axes, pixels: MaskedImage, *, is_difference: bool) -> None:
-    image = np.asarray(pixels.image, dtype=np.float64)
+def _draw_image(axes, panel: Panel) -> None:
+    image = np.asarray(panel.pixels.image, dtype=np.float64)
     level, noise = level_and_noise(image)
-    if is_difference:
+    if panel.linear:
         axes.imshow(image, origin="lower", cmap="gray_r", vmin=level - 6 * noise, vmax=level + 6 * noise)
     else:
         finite = image[np.isfinite(image)]

@@ -8,7 +8,7 @@ pixel_flags_cr_center.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,7 +19,7 @@ from nightstream.errors import InputError
 
 # A value nobody measured: what SQL calls NULL.
 NULLS = {"f": np.nan, "i": 0, "b": False, "S": b""}
-DTYPES = {"l": "<i8", "s": "<i2", "i": "<i4", "f": "<f4", "d": "<f8", "b": "?", "t": "S8"}
+DTYPES = {"l": "<i8", "s": "<i2", "i": "<i4", "f": "<f4", "d": "<f8", "b": "?", "t": "S16"}
 
 # Name, type, unit, UCD, meaning. Types: l s i integers of 8, 2, 4 bytes; f d floats of 4, 8 bytes; b boolean;
 # t text.
@@ -188,6 +188,10 @@ apFluxErr                   d nJy    stat.error;phot.count error of apFlux
 apFlux_flag                 b -      -                    aperture flux failed
 centroid_flag               b -      -                    centroid failed
 isIsolated                  b -      -                    no neighbour near enough to disturb it
+isBlended                   b -      -                    shares its footprint with another source
+footprint                   i -      meta.id              number of its footprint in the image
+footprintArea               i pixel  -                    pixels of its footprint
+peak                        d -      -                    largest pixel of the central 3 x 3
 nVisits                     i -      meta.number          visits it was measured in
 """
 
@@ -242,9 +246,7 @@ def to_structured(table: Table, schema: Schema) -> np.ndarray:
     """
     lengths = _check(table, schema)
     columns = [column for column in schema.columns if column.name in table or not column.optional]
-    rows = np.empty(
-        lengths.pop() if lengths else 0, dtype=[(column.apdb, column.dtype) for column in columns]
-    )
+    rows = np.empty(lengths.pop() if lengths else 0, dtype=[(column.apdb, column.dtype) for column in columns])
     for column in columns:
         rows[column.apdb] = _cast(table[column.name], column) if column.name in table else column.null
     return rows
@@ -275,9 +277,7 @@ def _cast(values, column: Column) -> np.ndarray:
     dtype = np.dtype(column.dtype)
     if dtype.kind == "S":
         return _encoded(values, column)
-    if not np.can_cast(values.dtype, dtype, "same_kind") and not (
-        dtype.kind == "b" and values.dtype.kind in "iu"
-    ):
+    if not np.can_cast(values.dtype, dtype, "same_kind") and not (dtype.kind == "b" and values.dtype.kind in "iu"):
         raise InputError(f"column {column.apdb} wants {dtype}, got {values.dtype}")
     with np.errstate(over="ignore"):
         cast = values.astype(dtype)
@@ -289,9 +289,7 @@ def _cast(values, column: Column) -> np.ndarray:
 def _encoded(values: np.ndarray, column: Column) -> np.ndarray:
     encoded = np.char.encode(values.astype(np.str_), "utf-8")
     if encoded.dtype.itemsize > np.dtype(column.dtype).itemsize:
-        raise InputError(
-            f"column {column.apdb} holds text of more than {np.dtype(column.dtype).itemsize} bytes"
-        )
+        raise InputError(f"column {column.apdb} holds text of more than {np.dtype(column.dtype).itemsize} bytes")
     return encoded
 
 
@@ -308,11 +306,10 @@ def _parse(text: str, *, optional: bool) -> tuple[Column, ...]:
     return tuple(columns)
 
 
-DIA_SOURCE = Schema(
-    "DiaSource", _parse(_DIA_SOURCE, optional=False) + _parse(_DIA_SOURCE_OURS, optional=True)
-)
+DIA_SOURCE = Schema("DiaSource", _parse(_DIA_SOURCE, optional=False) + _parse(_DIA_SOURCE_OURS, optional=True))
 DIA_FORCED_SOURCE = Schema(
     "DiaForcedSource",
     _parse(_DIA_FORCED_SOURCE, optional=False) + _parse(_DIA_FORCED_SOURCE_OURS, optional=True),
 )
-STAR = Schema("Source", _parse(_STAR, optional=True))
+_FLAGS = tuple(replace(c, optional=True) for c in DIA_SOURCE.columns if c.apdb.startswith("pixelFlags_"))
+STAR = Schema("Source", _parse(_STAR, optional=True) + _FLAGS)

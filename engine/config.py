@@ -88,7 +88,6 @@ class TemplateConfig(Section):
     psf_size_pix: int = Field(25, ge=7)  # pixels, odd; width of the template's PSF image
     psf_order: int = Field(2, ge=0, le=4)  # of the polynomial by which it varies; lowered when stars are few
     star_threshold: float = Field(10.0, gt=0)  # sigma; detection of the stars of the template's table
-    star_match_pix: float = Field(2.0, gt=0)  # pixels; the same star in two visits
     max_stars: int = Field(5000, ge=1)  # rows of the star table, brightest first
 
 
@@ -118,6 +117,17 @@ class DifferenceConfig(Section):
 
 class MeasureConfig(Section):
     """Detection on the difference and measurement of what was found."""
+
+    threshold: float = Field(5.0, gt=0)  # sigma of the PSF-correlated difference; both signs are detected
+    max_sources: int = Field(10_000, ge=1, le=16_384)  # more detections than this mean that the subtraction failed
+    max_shift_pix: float = Field(3.0, gt=0)  # pixels a fitted position may be from its peak; else peak and flag
+    aperture_radius_pix: float = Field(12.0, gt=0)  # pixels; of ap_flux
+    flag_radius_fwhm: float = Field(1.5, gt=0)  # PSF FWHMs; half side of the box that pixel flags look at
+    dipole_max_separation_fwhm: float = Field(2.5, gt=0)  # PSF FWHMs between the peaks of two lobes
+    dipole_min_chi2_gain: float = Field(25.0, ge=0)  # chi2 by which two lobes must beat a single source
+    dipole_max_lobe_share: float = Field(0.7, gt=0.5, le=1)  # of the summed flux in the stronger lobe of a dipole
+    star_residual_fraction: float = Field(0.05, ge=0)  # of a star's template flux: a difference below it is a residual
+    star_residual_radius_fwhm: float = Field(1.0, ge=0)  # PSF FWHMs within which that star is looked for
 
 
 class EngineConfig(Section):

@@ -34,9 +34,7 @@ def measure_sources(
     pixel_flags_<plane>[_center] (see `pixel_flags`).
     """
     image, mask, variance = pixels.image, pixels.mask, pixels.variance
-    found = detect(
-        image, mask, variance, central_stamp(psf, image.shape), threshold=threshold, polarity="positive"
-    )
+    found = detect(image, mask, variance, central_stamp(psf, image.shape), threshold=threshold, polarity="positive")
     return _measured(pixels, psf, found, brightest(found.snr, max_sources), aperture_radius_pix)
 
 
@@ -55,9 +53,7 @@ def brightest(snr, limit: int):
 
 def host_table(table: Table) -> Table:
     """Return the table with every column as a NumPy array."""
-    return {
-        name: column.get() if hasattr(column, "get") else np.asarray(column) for name, column in table.items()
-    }
+    return {name: column.get() if hasattr(column, "get") else np.asarray(column) for name, column in table.items()}
 
 
 def prefixed(prefix: str, columns: Table) -> Table:

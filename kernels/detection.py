@@ -70,7 +70,8 @@ def correlate_score(signal, variance, kernel, ny, nx, size, score):
 
 
 def correlate_score_reference(image, variance, usable, kernel):
-    """Define the score in float64 with SciPy: usable pixels correlated with P and P^2; 0 where none is usable."""
+    """Define the score in float64 with SciPy: usable pixels correlated with P and P^2; 0 where there is
+    none."""
     from scipy.ndimage import correlate
 
     signal = np.where(usable, image, 0.0).astype(float)

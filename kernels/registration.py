@@ -17,8 +17,8 @@ CHANCE_SIGMA = 5.0  # how far the winning votes must stand above those that chan
 
 
 def match_stars(
-    x1, y1, flux1, x2, y2, flux2, *, max_offset_pix: float, tolerance_pix: float, max_rotation_deg: float = 0.5,
-    max_scale: float = 0.01, min_matches: int = 3,
+    x1, y1, flux1, x2, y2, flux2, *, max_offset_pix: float, tolerance_pix: float,
+    max_rotation_deg: float = 0.5, max_scale: float = 0.01, min_matches: int = 3,
 ):  # fmt: skip
     """Pair the stars of two lists that differ by an unknown shift and a small rotation and change of scale.
 
@@ -37,9 +37,7 @@ def match_stars(
         raise InputError(f"offsets must be positive, got max {max_offset_pix}, tolerance {tolerance_pix}")
     first, second = _Stars(xp, x1, y1, flux1), _Stars(xp, x2, y2, flux2)
     if min(len(first), len(second)) < min_matches:
-        raise UnprocessableError(
-            f"{len(first)} and {len(second)} stars to match, wanted at least {min_matches} of each"
-        )
+        raise UnprocessableError(f"{len(first)} and {len(second)} stars to match, wanted at least {min_matches} of each")
     matrix = _vote(xp, first, second, max_offset_pix, tolerance_pix, max_rotation_deg, max_scale)
     for radius in (4 * tolerance_pix, 2 * tolerance_pix, tolerance_pix, tolerance_pix):
         i, j = mutual_neighbours(*apply_affine(matrix, first.x, first.y), second.x, second.y, radius)
@@ -91,8 +89,8 @@ def _vote(xp, first, second, max_offset, tolerance, max_rotation_deg, max_scale)
     votes, expected = best[0], winner[2]
     if votes < 3 or votes < expected + CHANCE_SIGMA * math.sqrt(expected):
         raise UnprocessableError(
-            f"no common offset within {max_offset:.4g} pixels: {votes} of {len(x1)} and {len(x2)} stars agree, "
-            f"chance gives {expected:.1f}"
+            f"no common offset within {max_offset:.4g} pixels: {votes} of {len(x1)} and {len(x2)} stars "
+            f"agree, chance gives {expected:.1f}"
         )
     return xp.asarray(winner[:2])
 
@@ -115,9 +113,7 @@ def _fullest_bin(xp, dx, dy, max_offset, width):
     four = xp.pad(counts, ((0, 1), (0, 1)))
     four = four[:-1, :-1] + four[1:, :-1] + four[:-1, 1:] + four[1:, 1:]
     peak = int(xp.argmax(four))
-    inside = xp.isin(row, xp.asarray([peak // n, peak // n + 1])) & xp.isin(
-        column, xp.asarray([peak % n, peak % n + 1])
-    )
+    inside = xp.isin(row, xp.asarray([peak // n, peak // n + 1])) & xp.isin(column, xp.asarray([peak % n, peak % n + 1]))
     if len(dx) == 0:
         return 0, 0.0, 0.0, 0.0
     return (
@@ -139,7 +135,7 @@ def mutual_neighbours(x1, y1, x2, y2, radius: float):
 
 
 def _nearest(xp, x1, y1, x2, y2, block: int = 1024):
-    """Return for each star of list 1 the nearest of list 2 and the squared distance; brute force by blocks."""
+    """Return the nearest star of list 2 to each of list 1, and the squared distance; by brute force."""
     index, distance = [], []
     for start in range(0, len(x1), block):
         part = slice(start, start + block)

@@ -72,7 +72,7 @@ def find_exposures(options: TemplateOptions, camera: RawCamera) -> dict[Task, li
 
 
 def _make_with(
-    options: TemplateOptions, settings: Settings, camera: RawCamera, exposures: dict[Task, list[ExposureInfo]]
+    options: TemplateOptions, settings: Settings, camera: RawCamera, found: dict[Task, list[ExposureInfo]]
 ) -> Callable[[Task], None]:
     """The function that makes and writes one template."""
     from nightstream.engine.pipeline import DetectorPipeline, calibrate_together
@@ -85,11 +85,12 @@ def _make_with(
 
     def make(task: Task) -> None:
         detector, band = task
-        geometry, infos = camera.detectors[detector], exposures[task]
+        geometry, infos = camera.detectors[detector], found[task]
         calibrations = _calibrations(options.calibrations, camera, detector)
         pipeline = DetectorPipeline(geometry, calibrations, None, settings.config, options.device, reference=reference)
         calibrated = calibrate_together(pipeline, (read_raw(info.path, camera, detector) for info in infos))
-        made = pipeline.memory.download(build_template(calibrated, settings.config.template))
+        exposures = (done.exposure for done in calibrated)
+        made = pipeline.memory.download(build_template(exposures, settings.config.template))
         path = write_template(options.output, detector, made)
         console.print(f"detector {detector}, band {band}: {len(infos)} visits -> {path}", markup=False)
 

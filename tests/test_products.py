@@ -133,16 +133,20 @@ def test_any_exception_leaves_nothing(tmp_path):
 
 
 def test_killed_writer_leaves_no_product(tmp_path):
-    """A process that dies while writing leaves no file under the product's name."""
+    """A process killed in the middle leaves no file under the product's name; the next writer cleans up after it."""
+    path = tmp_path / "a.h5"
     code = (
-        "import os, pathlib\n"
-        "from nightstream.io.hdf5_file import create_file\n"
-        f"with create_file({str(tmp_path / 'a.h5')!r}) as file:\n"
-        "    file['x'] = 1\n"
+        "import os\n"
+        "from nightstream.io.atomic import complete_or_absent\n"
+        f"with complete_or_absent({str(path)!r}) as temporary:\n"
+        "    temporary.write_text('half of i')\n"
         "    os._exit(9)\n"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9
-    assert "a.h5" not in files_under(tmp_path)
+    assert not path.exists() and len(files_under(tmp_path)) == 1
+    with create_file(path) as file:
+        file["x"] = 1
+    assert files_under(tmp_path) == ["a.h5"]
 
 
 def test_folder_that_cannot_be_made(tmp_path):

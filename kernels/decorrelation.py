@@ -19,7 +19,9 @@ from nightstream.kernels.target import array_module, scipy_module
 
 GRID = 64  # pixels of the Fourier grid on which psi is made
 SIZES = tuple(range(7, 43, 2))  # sides a stamp may have
+LOST_SUM = 2e-3  # of psi's sum, which is 1, that may lie outside; spread evenly over the stamp
 LOST_POWER = 1e-4  # of psi's (or a variance kernel's) total that may lie outside its stamp
+DEFAULT_SKY_PLANES = MaskPlane.unusable() | MaskPlane.DETECTED | MaskPlane.DETECTED_NEGATIVE
 SAMPLE_STEP = 3  # every third pixel suffices for a median
 
 
@@ -50,9 +52,9 @@ def decorrelation_kernels(
     total = xp.maximum(total, 0.01 * total.max(axis=(2, 3), keepdims=True))
     psi = xp.sqrt(total[..., :1, :1] / total)
     image = _real_stamps(psi)
-    stamps = _crop(image, size or _enough(image))
+    stamps = _crop(image, size or max(_enough(image), _enough_sum(image)))
     lost = 1 - (stamps**2).sum(axis=(2, 3)) / (image**2).sum(axis=(2, 3))
-    stamps = stamps / stamps.sum(axis=(2, 3), keepdims=True)
+    stamps = stamps + (1 - stamps.sum(axis=(2, 3), keepdims=True)) / stamps.shape[-1] ** 2
     fixed = _variance_stamps(psi + 0j, _correlation_power(fixed_correlation, xp))
     convolved = _variance_stamps(psi * transfer, _correlation_power(convolved_correlation, xp))
     return DecorrelationKernels(stamps.astype(xp.float32), fixed, convolved, float(lost.max()))
@@ -160,4 +162,9 @@ def _enough(image) -> int:
     return SIZES[-1]
 
 
-DEFAULT_SKY_PLANES = MaskPlane.unusable() | MaskPlane.DETECTED | MaskPlane.DETECTED_NEGATIVE
+def _enough_sum(image) -> int:
+    """Smallest side whose stamps all sum to 1 but for LOST_SUM."""
+    for size in SIZES:
+        if bool((abs(1 - _crop(image, size).sum(axis=(-2, -1))) < LOST_SUM).all()):
+            return size
+    return SIZES[-1]

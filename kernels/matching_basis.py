@@ -101,8 +101,8 @@ def convolve_stamps(stamps, basis: GaussianBasis):
     rows = [xp.matmul(stamps, band) for band in bands]
     products = xp.empty((len(stamps), len(basis.pairs), inner * inner))
     for f, (row, column) in enumerate(basis.pairs):
-        products[:, f] = xp.matmul(bands[row].T, rows[column]).reshape(len(stamps), -1)
-    return xp.matmul(basis.mixing, products).reshape(len(stamps), -1, inner, inner)
+        products[:, f] = xp.matmul(bands[row].T, rows[column]).reshape(len(stamps), inner * inner)
+    return xp.matmul(basis.mixing, products).reshape(len(stamps), len(basis.pairs), inner, inner)
 
 
 def _band(profile, width, inner):

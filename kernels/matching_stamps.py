@@ -50,12 +50,14 @@ def gather_stamps(source, target, x, y, basis: GaussianBasis, inner: int, planes
     good = ~(target_bad | _under_kernel(source_bad, basis.size))
     keep = _usable(good, target_bad, source_bad[:, reach : reach + inner, reach : reach + inner], inner)
     values = xp.where(source_bad, 0, source[0][outer])[keep].astype(xp.float64)
-    design = convolve_stamps(values, basis).reshape(len(values), -1, inner * inner)
+    design = convolve_stamps(values, basis).reshape(len(values), len(basis.pairs), inner * inner)
     design = xp.concatenate([design, xp.ones((len(values), 1, inner * inner))], axis=1)
     good = good[keep]
-    flat = [xp.where(good, plane[cut][keep], 0).reshape(len(values), -1) for plane in (target[0], target[2], source[2])]
+    flat = [
+        xp.where(good, plane[cut][keep], 0).reshape(len(values), inner * inner) for plane in (target[0], target[2], source[2])
+    ]
     return Stamps(
-        design, *(f.astype(xp.float64) for f in flat), good.reshape(len(values), -1), ix[keep], iy[keep],
+        design, *(f.astype(xp.float64) for f in flat), good.reshape(len(values), inner * inner), ix[keep], iy[keep],
         int((~inside).sum()), int((~keep).sum()),
     )  # fmt: skip
 

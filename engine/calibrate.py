@@ -20,6 +20,7 @@ from nightstream.kernels.target import array_module, scipy_module
 
 Array = Any
 STAR_SIGMA = 5.0  # a smoothed residual of a sky flat this far above its noise is a star
+CLIP_OF_GRADIENT = 3.0  # sigma; brighter pixels of a sky flat are stars, not its gradient
 STAR_GROWTH_PIX = 3  # how far the mask of a star in a sky flat is grown
 
 
@@ -176,14 +177,25 @@ def _mask_stars(image: MaskedImage, level: float, flat: Combined, smoothing_pix:
     xp = array_module(image.image)
     ndimage = scipy_module(xp, "ndimage")
     usable = ((image.mask & int(DEFAULT_PLANES)) == 0) & (flat.n_used > 0)
-    sigma = xp.sqrt(xp.where(usable, image.variance + level**2 * flat.variance, 1))
+    # the exposure is part of the mean, so their difference has the difference of their variances
+    noise = xp.maximum(image.variance - level**2 * flat.variance, 0.1 * image.variance)
+    sigma = xp.sqrt(xp.where(usable, noise, 1))
     excess = xp.where(usable, (image.image - level * flat.image) / sigma, 0)
-    excess = excess - ndimage.uniform_filter(excess, 16 * smoothing_pix, mode="nearest")
+    excess = excess - _gradient(excess, 16 * smoothing_pix)
     # the mean of n^2 white pixels scatters by 1/n
     is_star = ndimage.uniform_filter(excess, smoothing_pix, mode="nearest") * smoothing_pix > STAR_SIGMA
     is_star = ndimage.binary_dilation(is_star, iterations=STAR_GROWTH_PIX)
     mask = image.mask | xp.where(is_star, int(MaskPlane.DETECTED), 0).astype(xp.int32)
     return MaskedImage(image.image, mask, image.variance)
+
+
+def _gradient(excess: Array, window_pix: int) -> Array:
+    """Local mean of what is not itself a star: the change of the sky's gradient between exposures."""
+    xp = array_module(excess)
+    smooth = scipy_module(xp, "ndimage").uniform_filter
+    quiet = (xp.abs(excess) < CLIP_OF_GRADIENT).astype(xp.float32)
+    weight = smooth(quiet, window_pix, mode="nearest")
+    return smooth(excess * quiet, window_pix, mode="nearest") / xp.maximum(weight, 1e-3)
 
 
 def _normalised(flat: Combined) -> MaskedImage:

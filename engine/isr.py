@@ -64,6 +64,7 @@ def remove_signature(raw: RawDetector, detector: Detector, calibrations: Calibra
             flat=_plane(calibrations.flat),
             defects=calibrations.defects,
             dark_time_s=info.dark_time_s,
+            has_light=info.kind != "bias",
         )
         _check_usable(planes[1], config.max_unusable_fraction)
     except (InputError, CalibrationError, UnprocessableError) as error:

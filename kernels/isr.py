@@ -59,6 +59,7 @@ def assemble_electrons(
     flat_variance,
     defects,
     dark_time,
+    has_light,
     has_bias,
     has_dark,
     has_flat,
@@ -98,7 +99,8 @@ def assemble_electrons(
             if has_bias:
                 signal = signal - bias[y, x]
                 noise = noise + bias_variance[y, x]
-            noise = noise + (signal if signal > ZERO else ZERO)
+            if has_light and signal > ZERO:
+                noise = noise + signal
             if has_dark:
                 signal = signal - dark[y, x] * dark_time
                 noise = noise + dark_variance[y, x] * (dark_time * dark_time)
@@ -129,6 +131,7 @@ def remove_signature(
     flat: CalibrationPlane | None = None,
     defects=None,
     dark_time_s: float = 0.0,
+    has_light: bool = True,
 ) -> tuple[Any, Any, Any]:
     """Turn a raw frame into an assembled image, mask and variance, (ny, nx), in electrons.
 
@@ -140,7 +143,8 @@ def remove_signature(
         signal   = signal - dark * t;       variance += var(dark) * t^2
         signal   = signal / flat;           variance = (variance + signal^2 var(flat)) / flat^2
 
-    The Poisson term takes the electrons that were in the pixel, dark current included. SAT and SUSPECT are tested on
+    The Poisson term takes the electrons that were in the pixel, dark current included; without ``has_light`` (a bias
+    frame, whose structure is no charge) there is none. SAT and SUSPECT are tested on
     raw counts, pedestal included; ``defects`` and the amplifier's planes are OR-ed in. A pixel whose flat is not
     positive is BAD and not divided; one whose result is not finite is NaN with BAD and NO_DATA, and so is, with
     NO_DATA alone, a pixel that no amplifier covers. Inputs are not changed.
@@ -168,6 +172,7 @@ def remove_signature(
         *calibrations,
         xp.zeros((1, 1), xp.int32) if defects is None else xp.ascontiguousarray(defects, xp.int32),
         np.float32(dark_time_s),
+        np.int32(has_light),
         *has,
         image,
         mask,
@@ -211,6 +216,7 @@ def remove_signature_reference(
     flat: CalibrationPlane | None = None,
     defects=None,
     dark_time_s: float = 0.0,
+    has_light: bool = True,
 ) -> tuple[Any, Any, Any]:
     """Definition of `remove_signature`: plain NumPy, float32 throughout, amplifier by amplifier."""
     planes = (
@@ -231,18 +237,19 @@ def remove_signature_reference(
         signal = (pedestal_free * amplifiers.gain[amp])[turn]
         pairs = [pair and (pair[0][there], pair[1][there]) for pair in (bias, dark, flat)]
         bits = bits[turn] | (0 if defects is None else defects[there])
-        results = _calibrate(signal, bits, amplifiers.noise_variance[amp], *pairs, np.float32(dark_time_s))
+        noise = amplifiers.noise_variance[amp]
+        results = _calibrate(signal, bits, noise, *pairs, np.float32(dark_time_s), has_light)
         for plane, result in zip(planes, results, strict=True):
             plane[there] = result
     return planes
 
 
-def _calibrate(signal, bits, noise, bias, dark, flat, dark_time) -> tuple[Any, Any, Any]:
+def _calibrate(signal, bits, noise, bias, dark, flat, dark_time, has_light) -> tuple[Any, Any, Any]:
     """The steps after assembly, for one amplifier."""
     with np.errstate(all="ignore"):
         if bias is not None:
             signal, noise = signal - bias[0], noise + bias[1]
-        noise = noise + np.where(signal > 0, signal, ZERO)
+        noise = noise + np.where(has_light & (signal > 0), signal, ZERO)
         if dark is not None:
             signal, noise = signal - dark[0] * dark_time, noise + dark[1] * (dark_time * dark_time)
         if flat is not None:

@@ -38,7 +38,7 @@ def scene(dtype=np.uint16, height=11, width=13, seed=3, margin=1):
         for name, mean, spread, var in (("bias", 5, 3, 2), ("dark", 0.1, 0.01, 1e-4), ("flat", 1, 0.05, 1e-6))
     }
     defects = rng.choice([0, int(MaskPlane.BAD)], shape, p=[0.9, 0.1]).astype(np.int32)
-    return (raw, rows, columns), shape, {**planes, "defects": defects, "dark_time_s": 30.0}
+    return (raw, rows, columns), shape, {**planes, "defects": defects, "dark_time_s": 30.0, "has_light": False}
 
 
 def on(target, value):
@@ -57,7 +57,7 @@ def run_on(target, arrays, table, shape, options):
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
-@pytest.mark.parametrize("keep", [(), ("bias",), ("bias", "dark", "dark_time_s"), ("flat", "defects"), None])
+@pytest.mark.parametrize("keep", [(), ("bias",), ("bias", "dark", "dark_time_s"), ("flat", "defects", "has_light"), None])
 def test_targets_agree_bit_for_bit(target, dtype, keep):
     """Reference, Numba and CUDA give the same bits for any choice of calibrations and raw type."""
     arrays, shape, options = scene(dtype)

@@ -11,8 +11,8 @@ extern "C" __global__ void assemble_electrons(
     const float* __restrict__ saturation_adu, const float* __restrict__ suspect_adu, const int* __restrict__ planes,
     const float* __restrict__ bias, const float* __restrict__ bias_variance, const float* __restrict__ dark,
     const float* __restrict__ dark_variance, const float* __restrict__ flat, const float* __restrict__ flat_variance,
-    const int* __restrict__ defects, float dark_time, int has_bias, int has_dark, int has_flat, int has_defects,
-    float* __restrict__ image, int* __restrict__ mask, float* __restrict__ variance,
+    const int* __restrict__ defects, float dark_time, int has_light, int has_bias, int has_dark, int has_flat,
+    int has_defects, float* __restrict__ image, int* __restrict__ mask, float* __restrict__ variance,
     int n_amp, int ny_raw, int nx_raw, int ny, int nx, int rows, int columns)
 {
     const int j = blockIdx.x * blockDim.x + threadIdx.x;
@@ -36,7 +36,7 @@ extern "C" __global__ void assemble_electrons(
         signal = signal - bias[at];
         noise = noise + bias_variance[at];
     }
-    noise = noise + (signal > 0.0f ? signal : 0.0f);
+    if (has_light && signal > 0.0f) noise = noise + signal;
     if (has_dark) {
         signal = signal - dark[at] * dark_time;
         noise = noise + dark_variance[at] * (dark_time * dark_time);

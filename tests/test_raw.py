@@ -14,7 +14,7 @@ from nightstream.engine.assembly import assemble_amplifiers, raw_from_detector
 from nightstream.errors import FileError, InputError
 from nightstream.io.cameras import load_camera
 from nightstream.io.header import header_from_text, header_text
-from nightstream.io.raw import read_raw
+from nightstream.io.raw import read_info, read_raw
 from nightstream.io.sections import parse_section
 
 CAMERA = load_camera("simulator")
@@ -37,7 +37,9 @@ def frame(dtype=np.uint16, **facts) -> fits.HDUList:
 def amplifiers(dtype):
     rng = np.random.default_rng(5)
     shape = DETECTOR.raw_shape[1:]
-    return [(amp, rng.integers(900, 60000, shape).astype(dtype)) for amp in DETECTOR.amplifiers]
+    counts = rng.integers(32600, 32900, (DETECTOR.raw_shape[0], *shape))  # on both sides of the sign bit of 16
+    counts[:, :2] = rng.integers(0, 65536, counts[:, :2].shape)
+    return [(amp, pixels.astype(dtype)) for amp, pixels in zip(DETECTOR.amplifiers, counts, strict=True)]
 
 
 def expected(dtype=np.uint16) -> np.ndarray:
@@ -93,8 +95,9 @@ def test_gzip_files_read_the_same(written):
     np.testing.assert_array_equal(read_raw(zipped, CAMERA).pixels, expected())
 
 
-@pytest.mark.parametrize("kind", ["RICE_1", "GZIP_1", "GZIP_2"])
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("RICE_1", np.uint16), ("RICE_1", np.int32), ("GZIP_1", np.uint16), ("GZIP_2", np.int32)]
+)
 def test_tile_compressed_files_read_the_same(path, kind, dtype):
     """Tile compression of integers is lossless: the bits are those that astropy reads and that were written."""
     plain = frame(dtype)
@@ -367,3 +370,23 @@ def test_unusable_facts_say_got_and_wanted(path, facts, message):
 def test_a_missing_band_is_none(path):
     """Biases and darks have no filter: the band says so instead of failing."""
     assert read_raw(written_with(path, FILTER=None, IMGTYPE="BIAS"), CAMERA).info.band == "none"
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_headers_alone_tell_the_same(written, compress):
+    """Who, when and what is known without reading pixels, plain or gzipped."""
+    if compress:
+        written.write_bytes(gzip.compress(written.read_bytes(), compresslevel=1))
+    assert read_info(written, CAMERA) == read_raw(written, CAMERA).info
+
+
+def test_headers_alone_fail_the_same(written, path):
+    """A missing file, one that is no FITS, a cut gzip and another camera are the errors of a full read."""
+    with pytest.raises(FileError, match=r"no such file \[file .*absent\.fits\]"):
+        read_info(path.with_name("absent.fits"), CAMERA)
+    with pytest.raises(InputError, match=r"wrong camera.*frame\.fits"):
+        read_info(written, load_camera("lsstcam"))
+    for content in (b"", b"hello", gzip.compress(written.read_bytes(), compresslevel=1)[:100]):
+        path.write_bytes(content)
+        with pytest.raises(FileError, match=r"not a readable FITS file.*frame\.fits"):
+            read_info(path, CAMERA)

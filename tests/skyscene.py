@@ -46,7 +46,7 @@ def make_exposure(
     add_gaussians(model, x, y, stars[2] * scale, fwhm * SIGMA_PER_FWHM)
     for x0, y0, flux in extra:
         add_gaussians(model, [x0], [y0], [flux], fwhm * SIGMA_PER_FWHM)
-    variance = model + sky
+    variance = np.maximum(model + sky, 1)
     image = model + (rng.normal(0, 1, shape) * np.sqrt(variance) if noise else 0)
     pixels = MaskedImage(
         image.astype(np.float32), np.zeros(shape, np.int32), np.maximum(image + sky, 1).astype(np.float32)

@@ -163,10 +163,21 @@ def _label(above, grow_pix: int):
     """Return int32 labels of the 8-connected regions of ``above`` grown by ``grow_pix``."""
     xp = array_module(above)
     ndimage = scipy_module(xp, "ndimage")
-    square = xp.ones((3, 3), dtype=bool)
-    if grow_pix > 0:
-        above = ndimage.binary_dilation(above, square, iterations=int(grow_pix))
-    return ndimage.label(above, structure=square)[0].astype(np.int32)
+    grown = _grow(above, grow_pix)
+    return ndimage.label(grown, structure=xp.ones((3, 3), dtype=bool))[0].astype(np.int32)
+
+
+def _grow(above, n_pix: int):
+    """Return ``above`` with each True spread over the square of ``n_pix`` pixels around it."""
+    tall = above.copy()
+    for shift in range(1, n_pix + 1):
+        tall[shift:] |= above[:-shift]
+        tall[:-shift] |= above[shift:]
+    wide = tall.copy()
+    for shift in range(1, n_pix + 1):
+        wide[:, shift:] |= tall[:, :-shift]
+        wide[:, :-shift] |= tall[:, shift:]
+    return wide
 
 
 def _peaks(score, above, radius: int):

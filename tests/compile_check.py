@@ -37,14 +37,12 @@ class Resources(NamedTuple):
 
 
 def compile_source(path: Path, arch: str) -> dict[str, Resources]:
-    """Compile ``path`` with NVRTC for ``arch``, as on the card; return the needs of each kernel by name."""
+    """Compile the text of ``path`` alone for ``arch``, as on the card; return the needs of each kernel by name."""
     from cuda.core import Program, ProgramOptions
 
     log = io.StringIO()
     assert NVRTC_OPTIONS == ("--std=c++17", "--fmad=false"), "keep the options below the same"
-    options = ProgramOptions(
-        name=str(path), arch=arch, std="c++17", fma=False, include_path=str(CUDA), ptxas_options=["-v"]
-    )
+    options = ProgramOptions(name=str(path), arch=arch, std="c++17", fma=False, ptxas_options=["-v"])
     Program(path.read_text(), "c++", options).compile("cubin", logs=log)
     found = REPORT.findall(log.getvalue())
     return {n: Resources(int(r), int(s or 0), int(a) + int(b)) for n, a, b, r, s in found}

@@ -105,7 +105,20 @@ print("finished")
 """
 
 
-def run_sanitized(extra: int) -> subprocess.CompletedProcess:
+PRODUCTION = """
+import test_combine
+import test_isr
+from cudashim import loader
+with loader.host_cuda(flags=loader.SANITIZED):
+    test_combine.combine_frames(*test_combine.spoiled(5, (13, 17)))
+    arrays, shape, options = test_isr.scene()
+    test_isr.remove_signature(*arrays, test_isr.amplifiers(), shape, **options)
+print("finished")
+"""
+
+
+def run_sanitized(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run ``script`` in a new interpreter that has the address sanitizer in it."""
     library = subprocess.run([loader.COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True)
     if not Path(library.stdout.strip()).is_absolute():
         pytest.skip("libasan is absent")
@@ -116,13 +129,18 @@ def run_sanitized(extra: int) -> subprocess.CompletedProcess:
         "PYTHONPATH": ":".join(p for p in paths if p),
         "PATH": "/usr/bin:/bin",
     }
-    command = [sys.executable, "-c", OVERRUN, str(SAMPLES), str(extra)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, env=environment)
 
 
 def test_out_of_bounds_is_reported_at_its_line():
     """One element past the end stops the run with the `.cu` line; within bounds nothing is said."""
-    assert run_sanitized(0).stdout.strip() == "finished"
-    overrun = run_sanitized(1)
+    assert run_sanitized(OVERRUN, str(SAMPLES), "0").stdout.strip() == "finished"
+    overrun = run_sanitized(OVERRUN, str(SAMPLES), "1")
     assert overrun.returncode and "finished" not in overrun.stdout
     assert "heap-buffer-overflow" in overrun.stderr and "samples.cu" in overrun.stderr
+
+
+def test_production_kernels_stay_in_bounds():
+    """Assembly and combination read and write nothing outside their arrays, at odd shapes."""
+    done = run_sanitized(PRODUCTION)
+    assert done.stdout.strip() == "finished", done.stderr

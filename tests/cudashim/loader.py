@@ -39,9 +39,7 @@ KERNEL = re.compile(
     re.S,
 )
 FUNCTION = re.compile(r"(\w+)\s*\([^(){};]*\)\s*\{")
-DYNAMIC_SHARED = re.compile(
-    r"extern\s+__shared__\s+(?:__align__\s*\(\s*\d+\s*\)\s*)?([\w\s]*\w)\s+(\w+)\s*\[\s*\]\s*;"
-)
+DYNAMIC_SHARED = re.compile(r"extern\s+__shared__\s+(?:__align__\s*\(\s*\d+\s*\)\s*)?([\w\s]*\w)\s+(\w+)\s*\[\s*\]\s*;")
 BARRIER = re.compile(r"__sync(?:threads|warp)\b|__\w+_sync\b")
 
 C_TYPES = {
@@ -227,11 +225,11 @@ def cuda_path(source: str) -> Path:
 
 
 @contextmanager
-def host_cuda(order: int = 0):
-    """Within the context every `target.HotLoop` runs its ``.cu`` twin on the CPU."""
+def host_cuda(order: int = 0, flags: tuple[str, ...] = FLAGS):
+    """Within the context every `target.HotLoop` runs its ``.cu`` twin on the CPU, built with ``flags``."""
 
     def run(loop, launch, args) -> None:
-        kernels = load(cuda_path(loop.source))
+        kernels = load(cuda_path(loop.source), flags)
         shared = launch.shared_bytes
         kernels.launch(loop.name, launch.grid, launch.block, args, shared_bytes=shared, order=order)
 

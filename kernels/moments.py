@@ -11,6 +11,7 @@ from nightstream.errors import InputError
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.target import Launch, array_module, hot_loop
 
+MAX_HALF_SIZE = 32  # pixels; a CUDA thread keeps the weights of one row
 COLUMNS = ("x", "y", "sigma_pix", "e1", "e2", "flux", "flux_err", "masked_fraction")
 
 
@@ -39,6 +40,8 @@ def gaussian_moments(
     xp = array_module(image)
     if image.shape != mask.shape or image.shape != variance.shape:
         raise InputError(f"planes differ in shape: {image.shape}, {mask.shape}, {variance.shape}")
+    if not 1 <= half_size <= MAX_HALF_SIZE:
+        raise InputError(f"half_size must be 1 to {MAX_HALF_SIZE} pixels, got {half_size}")
     bad = (((mask & int(planes)) != 0) | ~xp.isfinite(image)).astype(xp.uint8)
     x, y = (xp.ascontiguousarray(value, dtype=xp.float64) for value in (x, y))
     out = xp.full((len(COLUMNS), x.size), xp.nan)
@@ -68,15 +71,21 @@ def adaptive_moments(image, bad, variance, x, y, out, ny, nx, n, half, sigma_sta
     """One source a thread: repeat (weighted sums, new centre, new size), then write the columns."""
     for source in numba.prange(n):
         x_now, y_now, sigma = x[source], y[source], sigma_start
+        along = np.empty(2 * half + 1)
         ok = True
         total = second_xx = second_yy = second_xy = noise = weight_all = weight_bad = 0.0
         for _ in range(iterations):
             total = sum_x = sum_y = sum_xx = sum_yy = sum_xy = noise = weight_all = weight_bad = 0.0
             x_mid, y_mid = int(math.floor(x_now + 0.5)), int(math.floor(y_now + 0.5))
+            for k in range(2 * half + 1):
+                dx = x_mid - half + k - x_now
+                along[k] = math.exp(-0.5 * dx * dx / (sigma * sigma))
             for row in range(y_mid - half, y_mid + half + 1):
+                dy = row - y_now
+                across = math.exp(-0.5 * dy * dy / (sigma * sigma))
                 for column in range(x_mid - half, x_mid + half + 1):
-                    dx, dy = column - x_now, row - y_now
-                    weight = math.exp(-0.5 * (dx * dx + dy * dy) / (sigma * sigma))
+                    dx = column - x_now
+                    weight = across * along[column - x_mid + half]
                     weight_all += weight
                     if row < 0 or row >= ny or column < 0 or column >= nx or bad[row, column] != 0:
                         weight_bad += weight

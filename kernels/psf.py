@@ -44,9 +44,7 @@ class PsfModel:
         wanted = len(polynomial_exponents(self.order))
         shape = self.coefficients.shape
         if len(shape) != 3 or shape[0] != wanted or shape[1] != shape[2] or shape[1] % 2 == 0:
-            raise InputError(
-                f"PSF coefficients need shape ({wanted}, n, n) with n odd for order {self.order}, got {shape}"
-            )
+            raise InputError(f"PSF coefficients need shape ({wanted}, n, n) with n odd for order {self.order}, got {shape}")
 
     @classmethod
     def gaussian(cls, sigma_pix: float, size: int = 25) -> PsfModel:
@@ -138,10 +136,11 @@ def shift_matrices(shift, size: int):
     Weights are divided by their sum over an endless row, so that a constant stays constant at every phase.
     """
     xp = array_module(shift)
+    reach = max(size - 1, LANCZOS_ORDER + 1)
+    taps = lanczos(xp.arange(-reach, reach + 1)[None, :] - shift[:, None])
+    taps /= taps.sum(axis=1, keepdims=True)
     pixel = xp.arange(size)
-    taps = xp.arange(-LANCZOS_ORDER, LANCZOS_ORDER + 1)
-    weights = lanczos(pixel[None, :, None] - pixel[None, None, :] - shift[:, None, None])
-    return weights / lanczos(taps[None, :] - shift[:, None]).sum(axis=1)[:, None, None]
+    return xp.ascontiguousarray(taps[:, pixel[:, None] - pixel[None, :] + reach])
 
 
 def shift_stamps(stamps, shift_x, shift_y):

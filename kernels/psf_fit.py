@@ -106,11 +106,7 @@ def usable_stars(shape, moments, size):
     half, (ny, nx) = size // 2, shape
     column, row = (xp.rint(xp.nan_to_num(moments[name], nan=-1.0)) for name in ("x", "y"))
     inside = (column >= half) & (column < nx - half) & (row >= half) & (row < ny - half)
-    return (
-        inside
-        & (moments["flux"] > 3 * moments["flux_err"])
-        & (moments["masked_fraction"] < MAX_MASKED_FRACTION)
-    )
+    return inside & (moments["flux"] > 3 * moments["flux_err"]) & (moments["masked_fraction"] < MAX_MASKED_FRACTION)
 
 
 def cut_stars(image, mask, variance, x, y, size, planes) -> StarStamps:
@@ -130,9 +126,7 @@ def cut_stars(image, mask, variance, x, y, size, planes) -> StarStamps:
     slope = (deviation * noise).sum(axis=(1, 2)) / (deviation**2).sum(axis=(1, 2))
     slope = xp.clip(slope, 0.0, None)
     base = xp.maximum(mean_noise - slope * mean, 0.1 * mean_noise)
-    return StarStamps(
-        data, good.astype(xp.float64), base, slope, column.astype(xp.float64), row.astype(xp.float64)
-    )
+    return StarStamps(data, good.astype(xp.float64), base, slope, column.astype(xp.float64), row.astype(xp.float64))
 
 
 def fit_smooth_start(stars, dx, dy, sigma) -> tuple[StarState, Any]:
@@ -176,9 +170,7 @@ def keep_typical(state: StarState, rejection_sigma: float):
     median = xp.median(state.chi2)
     sigma = 1.4826 * xp.median(xp.abs(state.chi2 - median))
     near = (xp.abs(state.dx) < 2) & (xp.abs(state.dy) < 2)
-    kept = (
-        (state.chi2 <= median + rejection_sigma * xp.maximum(sigma, 0.05 * median)) & (state.flux > 0) & near
-    )
+    kept = (state.chi2 <= median + rejection_sigma * xp.maximum(sigma, 0.05 * median)) & (state.flux > 0) & near
     if not bool(kept.any()):
         raise UnprocessableError(f"no usable star for the PSF: all {kept.size} fits failed")
     return kept
@@ -274,7 +266,7 @@ def fit_moffat(stamp, noise: float, sigma: float, *, iterations: int = 25):
     return moffat(now, size)
 
 
-def solve_pixels(stars, state, terms, kept, smooth, *, iterations: int = 40):
+def solve_pixels(stars, state, terms, kept, smooth, *, iterations: int = 25):
     """Return the coefficients (n_terms, size, size) that fit the kept stars, held to ``smooth`` by the prior.
 
     Conjugate gradients on the normal equations in units of the prior's sigma, preconditioned with their

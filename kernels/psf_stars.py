@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from nightstream.errors import UnprocessableError
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.moments import gaussian_moments
@@ -12,7 +10,7 @@ from nightstream.kernels.target import array_module
 
 DEFAULT_PLANES = MaskPlane.BAD | MaskPlane.SAT | MaskPlane.CR | MaskPlane.NO_DATA | MaskPlane.SUSPECT
 MAX_MASKED_FRACTION = 0.02  # of the Gaussian weight on a star
-NEIGHBOUR_FLUX = 0.03  # a neighbour inside the isolation radius may have this fraction of a star's flux
+NEIGHBOUR_PEAK = 0.03  # a neighbour inside the isolation radius may have this fraction of a star's peak
 SIZE_WINDOW = 0.15  # half width of the first cut in ln(size) around the most common size
 
 
@@ -33,7 +31,7 @@ def select_psf_stars(
 
     ``x, y`` are the peaks of *all* sources found: the others decide who is alone. Wanted: S/N of the
     Gaussian flux at least ``min_snr``, weight hardly masked, whole box of ``half_size`` inside the image,
-    no neighbour within ``isolation_pix`` pixels with more than 3 % of the flux, and a size on the stars'
+    no neighbour within ``isolation_pix`` pixels with more than 3 % of the peak, and a size on the stars'
     locus: the most common ln(size), then a quadratic in position clipped at 3 robust sigma. At most
     ``max_stars``. ``image`` is background subtracted. Raises `UnprocessableError` when none is left.
     """
@@ -43,7 +41,7 @@ def select_psf_stars(
     snr = xp.nan_to_num(found["flux"] / found["flux_err"])
     index = xp.flatnonzero(is_clean(found, image.shape, half_size) & (snr >= min_snr))
     index = index[xp.argsort(-snr[index], kind="stable")][: 4 * max_stars]
-    index = index[is_alone(found, x, y, index, isolation_pix)]
+    index = index[is_alone(image, x, y, index, isolation_pix)]
     index = index[is_star_sized(found, index, image.shape)] if index.size else index
     if index.size == 0:
         raise UnprocessableError(
@@ -62,13 +60,17 @@ def is_clean(found, shape, half_size):
     return inside & (found["masked_fraction"] < MAX_MASKED_FRACTION)
 
 
-def is_alone(found, x, y, index, isolation_pix):
-    """Return which of ``index`` have no bright neighbour among all sources at ``x, y``."""
+def is_alone(image, x, y, index, isolation_pix):
+    """Return which of ``index`` have no neighbour among all sources at ``x, y`` with a comparable peak.
+
+    Peaks, not fluxes: bumps in the wings of a bright star are listed too, and their moments drift to the star.
+    """
     xp = array_module(x)
-    flux = xp.nan_to_num(found["flux"], nan=np.inf)
+    row, column = (xp.clip(xp.rint(v), 0, n - 1).astype(xp.int64) for v, n in zip((y, x), image.shape, strict=True))
+    peak = xp.nan_to_num(image[row, column])
     dx, dy = x[index, None] - x[None, :], y[index, None] - y[None, :]
     near = dx * dx + dy * dy < isolation_pix**2
-    rival = near & (flux[None, :] > NEIGHBOUR_FLUX * flux[index, None])
+    rival = near & (peak[None, :] > NEIGHBOUR_PEAK * peak[index, None])
     rival[xp.arange(index.size), index] = False
     return ~rival.any(axis=1)
 

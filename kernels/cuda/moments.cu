@@ -1,5 +1,7 @@
 // Adaptive Gaussian-weighted moments, one source a thread. Twin of kernels/moments.py::adaptive_moments.
 
+#define MAX_HALF_SIZE 32
+
 extern "C" __global__ void adaptive_moments(
     const float* __restrict__ image, const unsigned char* __restrict__ bad, const float* __restrict__ variance,
     const double* __restrict__ x, const double* __restrict__ y, double* __restrict__ out,
@@ -7,16 +9,21 @@ extern "C" __global__ void adaptive_moments(
 {
     const int source = blockIdx.x * blockDim.x + threadIdx.x;
     if (source >= n) return;
+    double along[2 * MAX_HALF_SIZE + 1];
     double x_now = x[source], y_now = y[source], sigma = sigma_start;
     double total = 0, xx = 0, yy = 0, xy = 0, noise = 0, weight_all = 0, weight_bad = 0;
     for (int step = 0; step < iterations; ++step) {
         double sum_x = 0, sum_y = 0, sum_xx = 0, sum_yy = 0, sum_xy = 0;
         total = noise = weight_all = weight_bad = 0;
         const int x_mid = (int)floor(x_now + 0.5), y_mid = (int)floor(y_now + 0.5);
+        for (int k = 0; k <= 2 * half; ++k) {
+            const double dx = x_mid - half + k - x_now;
+            along[k] = exp(-0.5 * dx * dx / (sigma * sigma));
+        }
         for (int row = y_mid - half; row <= y_mid + half; ++row) {
+            const double dy = row - y_now, across = exp(-0.5 * dy * dy / (sigma * sigma));
             for (int column = x_mid - half; column <= x_mid + half; ++column) {
-                const double dx = column - x_now, dy = row - y_now;
-                const double weight = exp(-0.5 * (dx * dx + dy * dy) / (sigma * sigma));
+                const double dx = column - x_now, weight = across * along[column - x_mid + half];
                 weight_all += weight;
                 const long long at = (long long)row * nx + column;
                 if (row < 0 || row >= ny || column < 0 || column >= nx || bad[at] != 0) {

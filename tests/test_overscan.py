@@ -7,7 +7,12 @@ import pytest
 
 from nightstream.kernels import overscan
 
-METHODS = [overscan.row_median_levels, overscan.row_mean_levels, overscan.amplifier_levels]
+METHODS = [
+    overscan.row_median_levels,
+    overscan.row_mean_levels,
+    overscan.amplifier_levels,
+    overscan.adaptive_row_levels,
+]
 READ_NOISE = 4.0
 
 

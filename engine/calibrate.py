@@ -30,14 +30,13 @@ def build_calibrations(
     flat_raws: Iterable[RawDetector],
     detector: Detector,
     config: CalibrateConfig,
-    isr_config: IsrConfig | None = None,
+    isr_config: IsrConfig,
 ) -> Calibrations:
     """Return the bias, dark, flat and defects of one detector; a kind without frames is left out (None).
 
     ``defects`` also holds every pixel that a calibration could not measure. Raises CalibrationError without any frame,
     and what `remove_signature` raises for a frame that does not fit.
     """
-    isr_config = isr_config or IsrConfig()
     raws = {"bias": list(bias_raws), "dark": list(dark_raws), "flat": list(flat_raws)}
     if not any(raws.values()):
         raise CalibrationError(f"no bias, dark or flat frame of detector {detector.id} was given")

@@ -2,8 +2,8 @@
 
     python perf/stages.py [--device auto|cpu|gpu] [--runs 3] [--work DIR] [--name stages-cpu]
 
-Simulates a 16-amplifier detector (kept in --work for the next time), builds its calibrations and template, checks the answer against
-the injected truth, then times the science visit. Writes perf/records/<name>.json.
+Simulates a 16-amplifier detector (kept in --work for the next time), builds its calibrations and template, checks the
+answer, then times the science visit. Writes perf/records/<name>.json.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from statistics import median
 import record
 
 from nightstream.engine.calibrate import build_calibrations
-from nightstream.engine.config import EngineConfig
 from nightstream.engine.memory import DetectorMemory, resolve_device
 from nightstream.engine.pipeline import DetectorPipeline, calibrate_together
 from nightstream.engine.template import build_template
 from nightstream.engine.values import DetectorProducts
-from nightstream.io.cameras import load_camera
+from nightstream.io.cameras import engine_config, load_camera
 from nightstream.io.products import write_detector_products
 from nightstream.io.raw import read_raw
 from nightstream.simulate.survey import Survey, plan_survey, simulate_survey
@@ -55,18 +54,16 @@ def survey(work: Path) -> Survey:
     plan = plan_survey(work, camera=str(CAMERA), n_detectors=1, seed=1, counts=COUNTS)
     if plan.truth_path.exists():
         return plan
-    return simulate_survey(work, camera=str(CAMERA), n_detectors=1, seed=1, **{f"n_{r}": COUNTS[r] for r in ("bias", "dark", "flat")},
-                           n_template_visits=COUNTS["template"], n_science_visits=COUNTS["science"])  # fmt: skip
+    counts = {f"n_{role}" + "_visits" * (role in ("template", "science")): number for role, number in COUNTS.items()}
+    return simulate_survey(work, camera=str(CAMERA), n_detectors=1, seed=1, **counts)
 
 
 def build_pipeline(plan: Survey, device: str, stopwatch: Stopwatch) -> DetectorPipeline:
     """Return the pipeline with calibrations and template made from the simulated raws."""
-    config, detector = EngineConfig(), plan.camera.detectors[0]
+    config, detector = engine_config(plan.camera), plan.camera.detectors[0]
     frames = {role: [read_raw(path, plan.camera) for path in plan.raws(role)] for role in ("bias", "dark", "flat", "template")}
-    calibrations = build_calibrations(
-        bias_raws=frames["bias"], dark_raws=frames["dark"], flat_raws=frames["flat"], detector=detector, config=config.calibrate
-    )
-    visits = calibrate_together(DetectorPipeline(detector, calibrations, device="cpu"), frames["template"])
+    calibrations = build_calibrations(frames["bias"], frames["dark"], frames["flat"], detector, config.calibrate, config.isr)
+    visits = calibrate_together(DetectorPipeline(detector, calibrations, config=config, device="cpu"), frames["template"])
     template = build_template([done.exposure for done in visits], config.template)
     pipeline = DetectorPipeline(detector, calibrations, template, config, device, stage=stopwatch)
     stopwatch.synchronize = pipeline.memory.synchronize

@@ -28,7 +28,9 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 class DetectorActor:
     """The actor: a host and a health check that answers while the host works."""
 
-    def __init__(self, make_host: MakeHost, setups: Setups) -> None:
+    def __init__(self, make_host: MakeHost, setups: Setups, verbose: bool) -> None:
+        if verbose:
+            logging.basicConfig(level=logging.INFO)
         self._host = make_host(setups)
 
     def process(self, job: DetectorJob) -> Any:
@@ -122,7 +124,7 @@ class RayExecutor:
 
     def _make_actor(self, worker: int) -> None:
         kind = self._ray.remote(**self._options)(DetectorActor)
-        self._actors[worker] = kind.remote(self._make_host, self._setups[worker])
+        self._actors[worker] = kind.remote(self._make_host, self._setups[worker], self._config.verbose)
 
     def _take(self, reference: Any) -> Outcome | None:
         """What became of one call or health check."""
@@ -164,6 +166,8 @@ class RayExecutor:
 def connect(config: SchedulerConfig) -> tuple[Any, bool]:
     """Import Ray and join or start a cluster; return the module and whether the cluster is ours to end."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if config.address == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default; said aloud, it needs no notice
     with warnings.catch_warnings():
         # Ray announces changes of its own defaults to the user of its API, which is us and not ours.
         warnings.simplefilter("ignore")

@@ -21,7 +21,7 @@ from nightstream.commands.common import (
     find_camera,
     load_settings,
 )
-from nightstream.commands.tables import failures_of, print_failures, run_table, visit_line
+from nightstream.commands.tables import failures_of, print_failures, stages_table, visit_line, visits_table
 from nightstream.errors import ConfigError, NightstreamError
 
 if TYPE_CHECKING:
@@ -137,9 +137,9 @@ def stream_visits(
 
 
 def finish(summary: RunSummary | None, failed: list[DetectorReport], problems: list[NightstreamError]) -> None:
-    """Print the table and what failed; exit with 1 if anything did."""
+    """Print the tables and what failed; exit with 1 if anything did."""
     if summary is not None:
-        console.print(run_table(summary))
+        console.print(visits_table(summary), stages_table(summary))
     failures = failures_of(summary, failed, problems)
     if failures:
         print_failures(error_console, failures)

@@ -1,4 +1,4 @@
-"""What a run prints: a line a visit, the table of stages and sources, and what failed."""
+"""What a run prints: a line a visit, the tables of visits and stages, and what failed."""
 
 from __future__ import annotations
 
@@ -24,17 +24,29 @@ def visit_line(visit: VisitSummary) -> str:
     return line if visit.is_complete else f"{line}, FAILED: {_what_failed(visit)}"
 
 
-def run_table(summary: RunSummary) -> Table:
-    """The table at the end: a row a visit, seconds of each stage summed over its detectors."""
-    stages = list(dict.fromkeys(stage for visit in summary.visits for stage in visit.timings_s))
-    worst = summary.latency.quantile(1.0)
-    latency = f"; latency of a detector: median {summary.latency.quantile(0.5):.1f} s, worst {worst:.1f} s"
-    title = f"{len(summary.visits)} visits in {summary.seconds:.1f} s" + (latency if len(summary.latency) else "")
-    table = Table(title=title, caption="seconds of each stage, summed over the detectors", title_justify="left")
-    for name in ("visit", "done", "failed", *stages, "sources", "forced"):
-        table.add_column(name, justify="right", no_wrap=name == "visit")
+def visits_table(summary: RunSummary) -> Table:
+    """A row a visit: what was done and found."""
+    table = Table(title=f"{len(summary.visits)} visits in {summary.seconds:.1f} s", title_justify="left")
+    for name in ("visit", "done", "failed", "sources", "forced", "seconds", "MB"):
+        table.add_column(name, justify="right", no_wrap=True)
     for visit in summary.visits:
-        table.add_row(*_cells(visit, stages), style="red" if not visit.is_complete else None)
+        table.add_row(*_cells(visit), style=None if visit.is_complete else "red")
+    return table
+
+
+def stages_table(summary: RunSummary) -> Table:
+    """A row a stage: seconds of all detectors together, and of one on average; then the latency."""
+    table = Table(title="seconds of each stage", title_justify="left")
+    for name in ("stage", "all detectors", "one detector"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    detectors = max(1, sum(len(visit.frames) for visit in summary.visits))
+    for stage in dict.fromkeys(stage for visit in summary.visits for stage in visit.timings_s):
+        seconds = sum(visit.timings_s.get(stage, 0.0) for visit in summary.visits)
+        table.add_row(stage, f"{seconds:.2f}", f"{seconds / detectors:.3f}")
+    if len(summary.latency):
+        table.add_section()
+        table.add_row("latency, median", "", f"{summary.latency.quantile(0.5):.3f}")
+        table.add_row("latency, worst", "", f"{summary.latency.quantile(1.0):.3f}")
     return table
 
 
@@ -59,11 +71,11 @@ def print_failures(console: Console, failures: list[tuple[str, str, str]]) -> No
     console.print(table)
 
 
-def _cells(visit: VisitSummary, stages: list[str]) -> list[str]:
-    seconds = [f"{visit.timings_s[stage]:.2f}" if stage in visit.timings_s else "" for stage in stages]
+def _cells(visit: VisitSummary) -> list[str]:
     done = len(visit.frames) - len(visit.failed)
     counts = [str(visit.counts.get(name, 0)) for name in ("dia_sources", "forced_sources")]
-    return [str(visit.visit), str(done), str(len(visit.failed)), *seconds, *counts]
+    numbers = [f"{visit.seconds:.1f}", f"{visit.output_bytes / 1e6:.1f}"]
+    return [str(visit.visit), str(done), str(len(visit.failed)), *counts, *numbers]
 
 
 def _what_failed(visit: VisitSummary) -> str:

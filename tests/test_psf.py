@@ -75,6 +75,12 @@ def test_fluxes_fitted_with_the_model_are_unbiased(fwhm):
     assert abs(flux_bias(fitted(fwhm)[0], x, y, fwhm).mean()) < 0.005
 
 
+def test_undersampled_stars_cost_a_percent_of_flux():
+    """At FWHM 2.2 aliasing is left over: the documented 1 % of flux, with 5 sigma of the 0.25 % scatter / sqrt(60)."""
+    x, y = np.random.default_rng(7).uniform(30, 226, (2, 60))
+    assert abs(flux_bias(fitted(2.2)[0], x, y, 2.2).mean()) < 0.0125
+
+
 def test_noise_in_the_model_does_not_bias_fluxes():
     """Faint stars (S/N 50-60) make a noisy model; without the prior that would cost 25 % / n_stars.
 
@@ -91,7 +97,7 @@ def test_order_falls_with_the_number_of_stars(per_side, order):
 
 
 def test_width_follows_the_position():
-    """The fitted FWHM in opposite corners agrees with the truth to the 0.05 pixel of the measurement."""
+    """The fitted FWHM in opposite corners agrees with the truth to 0.1 pixel, a sub-pixel of the measurement."""
     psf, _ = fitted(3.5, per_side=8)
     x, y = np.array([30.0, 226.0]), np.array([30.0, 226.0])
     np.testing.assert_allclose(psf.fwhm_pix(x, y), fwhm_at(x, y, 256, 3.5), atol=0.1)
@@ -116,6 +122,17 @@ def test_masked_pixels_do_not_matter():
     clean, _ = fit_psf(field.image, mask, *field[2:5])
     other, _ = fit_psf(dirty, mask, *field[2:5])
     np.testing.assert_array_equal(clean.coefficients, other.coefficients)
+
+
+def test_fit_is_the_same_on_all_targets(target):
+    """The model depends on the target only through the starting moments: 1e-6 of the peak."""
+    field = star_field(np.random.default_rng(9), n=128, per_side=3)
+    expected, used = fit_psf(*field[:5])
+    with target.running():
+        psf, used_there = fit_psf(*map(target.array, field[:5]))
+        stamps = target.host(psf.stamps(target.array([30.2]), target.array([70.6])))
+    np.testing.assert_array_equal(target.host(used_there), used)
+    np.testing.assert_allclose(stamps, expected.stamps(30.2, 70.6), atol=1e-6 * stamps.max())
 
 
 def test_no_star_is_an_error():

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nightstream.engine.calibrate import build_calibrations
-from nightstream.engine.config import EngineConfig
 from nightstream.engine.pipeline import DetectorPipeline, calibrate_together
 from nightstream.engine.template import build_template
 from nightstream.io.calibrations import read_calibrations, write_calibrations
+from nightstream.io.cameras import engine_config
 from nightstream.io.catalogues import read_reference
 from nightstream.io.products import product_path, read_detector_products, write_visit_master
 from nightstream.io.raw import read_raw
@@ -66,7 +66,7 @@ class _Steps:
         start = time.perf_counter()
         yield lambda *_: self.progress.advance(task)
         self.seconds[name] = time.perf_counter() - start
-        self.progress.update(task, completed=total)
+        self.progress.update(task, completed=self.progress.tasks[task].total)
 
 
 def run_demo(
@@ -133,7 +133,7 @@ def _simulate(output: Path, steps: _Steps, **numbers: int) -> Survey:
 
 def _calibrate(survey: Survey, device: str, steps: _Steps) -> None:
     """Build and store bias, dark, flat and defects of every detector."""
-    config = EngineConfig()
+    config = engine_config(survey.camera)
     with steps.step("build calibrations", len(survey.detectors)) as advance:
         for detector in survey.detectors:
             frames = {
@@ -149,7 +149,7 @@ def _calibrate(survey: Survey, device: str, steps: _Steps) -> None:
 
 def _make_templates(survey: Survey, device: str, steps: _Steps) -> None:
     """Register the template visits on the reference catalogue, combine and store them."""
-    config = EngineConfig()
+    config = engine_config(survey.camera)
     reference = read_reference(survey.reference_path)
     total = len(survey.raws("template")) + len(survey.detectors)
     with steps.step("make templates", total) as advance:

@@ -28,6 +28,7 @@ MASK_COLOURS = {
 FOOTPRINTS = MaskPlane.DETECTED | MaskPlane.DETECTED_NEGATIVE
 OVERLAY_ALPHA = 0.55
 PANEL_INCHES = 6.5
+MASK_PIX = 512  # longest side of a drawn mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,8 @@ def _draw_mask(axes, mask: np.ndarray, *, with_detected: bool) -> set[MaskPlane]
     """Paint the coloured planes over the image; return those that occur. Footprints would hide circled sources."""
     from matplotlib.colors import to_rgb
 
+    factor = -(-max(mask.shape) // MASK_PIX)
+    mask = _coarse(mask, factor)
     paint = np.zeros((*mask.shape, 4))
     used = set()
     for plane, colour in MASK_COLOURS.items():
@@ -121,8 +124,21 @@ def _draw_mask(axes, mask: np.ndarray, *, with_detected: bool) -> set[MaskPlane]
         if here.any() and (with_detected or plane not in FOOTPRINTS):
             used.add(plane)
             paint[here] = (*to_rgb(colour), OVERLAY_ALPHA)
-    axes.imshow(paint, origin="lower", interpolation="nearest")
+    axes.imshow(
+        paint,
+        origin="lower",
+        interpolation="nearest",
+        extent=(-0.5, mask.shape[1] * factor - 0.5, -0.5, mask.shape[0] * factor - 0.5),
+    )
     return used
+
+
+def _coarse(mask: np.ndarray, factor: int) -> np.ndarray:
+    """Or together blocks of ``factor`` pixels a side: a dead column must not vanish in a picture of fewer pixels."""
+    ny, nx = mask.shape
+    padded = np.pad(mask, ((0, -ny % factor), (0, -nx % factor)))
+    blocks = padded.reshape(padded.shape[0] // factor, factor, padded.shape[1] // factor, factor)
+    return np.bitwise_or.reduce(np.bitwise_or.reduce(blocks, axis=3), axis=1)
 
 
 def _draw_sources(axes, sources: Table) -> None:

@@ -15,18 +15,20 @@ STAGES = ("read", "upload", "isr", "characterize", "difference", "measure", "for
 
 
 def visit_table(visits: Iterable[VisitSummary], scores: Mapping[int, VisitScore]) -> RichTable:
-    """Return one row a visit: seconds a stage (summed over detectors), sources, recovered transients, false positives."""
+    """Return one column a visit: seconds a stage (summed over detectors), sources, recovered transients, false positives."""
     from rich.table import Table as RichTable
 
     visits = list(visits)
-    stages = [stage for stage in STAGES if any(stage in visit.timings_s for visit in visits)]
-    table = RichTable(title="Visits (seconds are summed over detectors)", title_justify="left")
-    table.add_column("visit", no_wrap=True)
-    for heading in (*stages, "latency", "sources", "reliable", "recovered", "false"):
-        table.add_column(heading, justify="right")
+    table = RichTable(title="Visits; seconds are summed over detectors", title_justify="left")
+    table.add_column("")
     for visit in visits:
-        seconds = [f"{visit.timings_s.get(stage, 0.0):.2f}" for stage in stages]
-        table.add_row(_named(visit), *seconds, f"{visit.seconds:.2f}", *_found(scores.get(visit.visit)))
+        table.add_column(_named(visit), justify="right")
+    for stage in (stage for stage in STAGES if any(stage in visit.timings_s for visit in visits)):
+        table.add_row(f"{stage} (s)", *(f"{visit.timings_s.get(stage, 0.0):.2f}" for visit in visits))
+    table.add_row("arrival to last product (s)", *(f"{visit.seconds:.1f}" for visit in visits), end_section=True)
+    found = [_found(scores.get(visit.visit)) for visit in visits]
+    for index, name in enumerate(("sources found", "without flags", "transients recovered", "false positives")):
+        table.add_row(name, *(numbers[index] for numbers in found))
     return table
 
 

@@ -22,6 +22,7 @@ from nightstream.simulate.sky import Sky, flux_from_magnitude
 REFERENCE_FAINTEST = 22.5  # AB magnitude
 REFERENCE_POSITION_ARCSEC, REFERENCE_FLUX_ERROR = 0.01, 0.005
 SNR_HALF_PIX = 9
+CLEAN_HALF_PIX = 3  # a defect so near lies in the core of the PSF
 CLEAN_BORDER_PIX = 48  # dithers and pointing move the template's edge by less
 UNITS = {
     "ra": "deg", "dec": "deg", "x": "pixel", "y": "pixel", "flux_njy": "nJy", "flux_njy_err": "nJy",
@@ -45,13 +46,13 @@ def expected_snr(
     read_noise = float(np.mean([amplifier.read_noise for amplifier in built.detector.amplifiers]))
     full_well = min((a.suspect_adu - PEDESTAL_ADU) * a.gain for a in built.detector.amplifiers)
     expected = light * built.response + built.dark * dark_time_s
-    bad = built.dead | (built.dark > 1.0) | (expected > full_well)
+    bad = built.dead | (expected > full_well)
     ny, nx = expected.shape
     snr, clean = np.zeros(len(electrons)), np.zeros(len(electrons), dtype=bool)
     for row, (x, y, change) in enumerate(zip(table["x"], table["y"], electrons, strict=True)):
         ix, iy, stamp = psf.stamp(x, y, SNR_HALF_PIX)
         border = min(ix, iy, nx - 1 - ix, ny - 1 - iy)
-        clean[row] = border >= CLEAN_BORDER_PIX and not bad[_box(ix, iy, 3)].any()
+        clean[row] = border >= CLEAN_BORDER_PIX and not bad[_box(ix, iy, CLEAN_HALF_PIX)].any()
         if border < SNR_HALF_PIX:
             continue
         variance = expected[_box(ix, iy, SNR_HALF_PIX)] + read_noise**2

@@ -16,6 +16,7 @@ from nightstream.kernels.pixel_flags import pixel_flags
 from nightstream.kernels.psf import PsfModel
 from nightstream.kernels.target import array_module
 
+BLEND_RATIO = 0.1  # S/N of a neighbour, relative to a source's own, from which it disturbs the fit
 MAX_SOURCES = 20_000  # the most significant ones are measured: bounds the memory of the stamps
 
 
@@ -30,7 +31,7 @@ def measure_sources(
     Returns host columns, brightest psf_flux first: x, y, x_err, y_err (pixels), psf_flux, psf_flux_err,
     psf_chi2, psf_ndata, ap_flux, ap_flux_err (unit of the image), snr (of the detection), peak (largest pixel
     of the central 3 x 3), footprint, footprint_area, and booleans centroid_flag, psf_flux_flag,
-    psf_flux_flag_edge, ap_flux_flag, is_blended (shares its footprint with another peak),
+    psf_flux_flag_edge, ap_flux_flag, is_blended (another peak of a tenth of its S/N or more shares its footprint),
     pixel_flags_<plane>[_center] (see `pixel_flags`).
     """
     image, mask, variance = pixels.image, pixels.mask, pixels.variance
@@ -74,14 +75,20 @@ def _measured(pixels, psf, found, chosen, aperture_radius_pix) -> Table:
     table |= {"footprint_area": found.footprint_area[chosen], "peak": _peak(image, x, y)}
     table |= prefixed("pixel_flags_", pixel_flags(mask, x, y, half_size=psf.size // 4))
     table = host_table(table)
-    table["is_blended"] = np.bincount(found_labels(found))[table["footprint"]] > 1
+    table["is_blended"] = _is_blended(table["footprint"], table["snr"])
     order = np.argsort(-np.nan_to_num(table["psf_flux"], nan=-np.inf), kind="stable")
     return {name: column[order] for name, column in table.items()}
 
 
-def found_labels(found) -> np.ndarray:
-    """Return the footprint of every peak, on the host."""
-    return host_table({"footprint": found.footprint})["footprint"]
+def _is_blended(footprint, snr) -> np.ndarray:
+    """Return (n,) bool: peaks whose footprint holds another of at least ``BLEND_RATIO`` of their S/N."""
+    n_labels = int(footprint.max(initial=0)) + 1
+    strongest, second = np.zeros(n_labels), np.zeros(n_labels)
+    np.maximum.at(strongest, footprint, snr)
+    is_strongest = snr == strongest[footprint]
+    np.maximum.at(second, footprint[~is_strongest], snr[~is_strongest])
+    rival = np.where(is_strongest, second[footprint], strongest[footprint])
+    return rival >= BLEND_RATIO * snr
 
 
 def psf_columns(flux: Table) -> Table:

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from nightstream.kernels.centroid import fit_centroids
-from nightstream.kernels.stamp_fit import fit_stamps, gradients, model_weights, pixel_of
+from nightstream.kernels.stamp_fit import fit_stamps, gradients, model_weights, pixel_of, place_stamps
 from nightstream.kernels.target import array_module
 
 MAX_STEP_PIX = 0.7  # largest move of a lobe in one iteration
@@ -185,17 +185,6 @@ class _Frame:
 def stack(*arrays):
     """Return ``arrays`` (n, size, size) stacked to (n, m, size, size)."""
     return array_module(*arrays).stack(arrays, axis=1)
-
-
-def place_stamps(stamps, d_column, d_row, size: int):
-    """Return (n, size, size) zeros with ``stamps`` (n, s, s) put ``d_column, d_row`` off the middle."""
-    xp = array_module(stamps)
-    n, small, _ = stamps.shape
-    offset = xp.arange(size) - size // 2 + small // 2
-    yy, xx = offset[None, :] - d_row[:, None], offset[None, :] - d_column[:, None]
-    inside = ((yy >= 0) & (yy < small))[:, :, None] & ((xx >= 0) & (xx < small))[:, None, :]
-    yy, xx = xp.clip(yy, 0, small - 1), xp.clip(xx, 0, small - 1)
-    return xp.where(inside, stamps[xp.arange(n)[:, None, None], yy[:, :, None], xx[:, None, :]], np.float32(0))
 
 
 def classify_dipoles(fit: dict, *, min_chi2_gain: float = 25.0, max_lobe_share: float = 0.7):

@@ -169,3 +169,14 @@ def pixel_of(x, y):
     xp = array_module(x)
     far = xp.float64(-(2**20))
     return tuple(xp.rint(xp.clip(xp.nan_to_num(v, nan=far), far, -far)).astype(np.int32) for v in (x, y))
+
+
+def place_stamps(stamps, d_column, d_row, size: int):
+    """Return (n, size, size) zeros with ``stamps`` (n, s, s) put ``d_column, d_row`` off the middle."""
+    xp = array_module(stamps)
+    n, small, _ = stamps.shape
+    offset = xp.arange(size) - size // 2 + small // 2
+    yy, xx = offset[None, :] - d_row[:, None], offset[None, :] - d_column[:, None]
+    inside = ((yy >= 0) & (yy < small))[:, :, None] & ((xx >= 0) & (xx < small))[:, None, :]
+    yy, xx = xp.clip(yy, 0, small - 1), xp.clip(xx, 0, small - 1)
+    return xp.where(inside, stamps[xp.arange(n)[:, None, None], yy[:, :, None], xx[:, None, :]], np.float32(0))

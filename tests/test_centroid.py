@@ -78,3 +78,12 @@ def test_empty_list_gives_empty_columns(target):
     """No sources is a valid input."""
     found = centre(target, blank(np.random.default_rng(23), (30, 30)), np.zeros(0), np.zeros(0))
     assert all(len(column) == 0 for column in found.values())
+
+
+def test_broad_object_converges(target):
+    """A blob twice as wide as the PSF ends within half a pixel of its centre: its peak pixel, at worst."""
+    rng = np.random.default_rng(24)
+    x, y, shape = lattice(rng, 5, 40)
+    light = stars(shape, x, y, np.full(x.size, 1e5), gaussian_psf(sigma_pix=4.0, size=37))
+    found = centre(target, noisy(rng, light), np.rint(x), np.rint(y))
+    assert not found["flag"].any() and np.hypot(found["x"] - x, found["y"] - y).max() < 0.5

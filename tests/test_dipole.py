@@ -4,7 +4,8 @@ import numpy as np
 from scenes import SKY, flux_of_snr, gaussian_psf, lattice, stars
 
 from nightstream.kernels.detection import detect
-from nightstream.kernels.dipole import classify_dipoles, fit_dipoles, pair_lobes, place_stamps
+from nightstream.kernels.dipole import classify_dipoles, fit_dipoles, pair_lobes
+from nightstream.kernels.stamp_fit import place_stamps
 
 
 def difference(rng, shape, stars_now, stars_then):

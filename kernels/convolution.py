@@ -18,9 +18,7 @@ _NO_DATA = np.int32(MaskPlane.NO_DATA)
 _EDGE = np.int32(MaskPlane.EDGE)
 
 
-def convolve_tiles(
-    image, mask, variance, kernels, tile_pix, *, planes=ALL_PLANES, variance_kernels=None
-) -> tuple:
+def convolve_tiles(image, mask, variance, kernels, tile_pix, *, planes=ALL_PLANES, variance_kernels=None) -> tuple:
     """Convolve three (ny, nx) planes with ``kernels`` (tiles_y, tiles_x, k, k), k odd; return image, mask,
     variance.
 
@@ -32,21 +30,23 @@ def convolve_tiles(
     among them stay where they are.
     """
     xp = array_module(image)
+    out_image, out_mask = convolve_masked(image, mask, kernels, tile_pix, planes=planes)
+    squares = xp.asarray(kernels, dtype=xp.float32) ** 2 if variance_kernels is None else variance_kernels
+    missing = xp.isnan(out_image)
+    out_variance = convolve_plane(xp.where(missing, xp.float32(0), variance), squares, tile_pix)
+    return out_image, out_mask, xp.where(missing, xp.float32(xp.nan), out_variance)
+
+
+def convolve_masked(image, mask, kernels, tile_pix, *, planes=ALL_PLANES) -> tuple:
+    """Convolve image and mask as `convolve_tiles` does, without a variance plane; return both."""
+    xp = array_module(image)
     kernels = xp.ascontiguousarray(kernels, dtype=xp.float32)
-    squares = (
-        kernels * kernels
-        if variance_kernels is None
-        else xp.ascontiguousarray(variance_kernels, dtype=xp.float32)
-    )
     check_tiles(image.shape, kernels, tile_pix)
-    check_tiles(image.shape, squares, tile_pix)
-    image, mask, variance = (xp.ascontiguousarray(plane) for plane in (image, mask, variance))
+    mask = xp.ascontiguousarray(mask)
     missing = xp.isnan(image) | ((mask & _NO_DATA) != 0)
     out_image = convolve_plane(xp.where(missing, xp.float32(0), image), kernels, tile_pix)
-    out_variance = convolve_plane(xp.where(missing, xp.float32(0), variance), squares, tile_pix)
     out_mask = _spread_planes(xp.where(missing, mask | _NO_DATA, mask), kernels, tile_pix, planes)
-    nan = xp.float32(xp.nan)
-    return xp.where(missing, nan, out_image), out_mask, xp.where(missing, nan, out_variance)
+    return xp.where(missing, xp.float32(xp.nan), out_image), out_mask
 
 
 def convolve_plane(plane, kernels, tile_pix):
@@ -70,15 +70,8 @@ def check_tiles(shape, kernels, tile_pix) -> None:
     """Raise ValueError unless ``kernels`` is (tiles_y, tiles_x, k, k), k odd, with as many tiles as
     ``shape`` has."""
     wanted = tile_counts(shape, tile_pix)
-    if (
-        kernels.ndim != 4
-        or kernels.shape[:2] != wanted
-        or kernels.shape[2] != kernels.shape[3]
-        or kernels.shape[3] % 2 == 0
-    ):
-        raise ValueError(
-            f"kernels of shape {kernels.shape}, wanted {wanted} + (k, k) with k odd for an image of {shape}"
-        )
+    if kernels.ndim != 4 or kernels.shape[:2] != wanted or kernels.shape[2] != kernels.shape[3] or kernels.shape[3] % 2 == 0:
+        raise ValueError(f"kernels of shape {kernels.shape}, wanted {wanted} + (k, k) with k odd for an image of {shape}")
 
 
 def tile_counts(shape, tile_pix) -> tuple[int, int]:
@@ -91,9 +84,7 @@ def tile_centres(shape, tile_pix, *, xp=np) -> tuple:
     complete."""
     rows, columns = tile_counts(shape, tile_pix)
     centre = (tile_pix - 1) / 2
-    y, x = xp.meshgrid(
-        xp.arange(rows) * tile_pix + centre, xp.arange(columns) * tile_pix + centre, indexing="ij"
-    )
+    y, x = xp.meshgrid(xp.arange(rows) * tile_pix + centre, xp.arange(columns) * tile_pix + centre, indexing="ij")
     return xp.minimum(x, shape[1] - 1.0), xp.minimum(y, shape[0] - 1.0)
 
 
@@ -199,17 +190,14 @@ def _or_rows(row, block, taps, y, n):
                     row[x] |= shifted[x]
 
 
-def convolve_tiles_reference(
-    image, mask, variance, kernels, tile_pix, *, planes=ALL_PLANES, variance_kernels=None
-) -> tuple:
+def convolve_tiles_reference(image, mask, variance, kernels, tile_pix, *, planes=ALL_PLANES, variance_kernels=None) -> tuple:
     """The definition of `convolve_tiles`: one pixel after the other, float64."""
     ny, nx = image.shape
     squares = kernels.astype(np.float64) ** 2 if variance_kernels is None else variance_kernels
     missing = np.isnan(image) | ((mask & _NO_DATA) != 0)
     border = np.where(missing, mask | _EDGE, mask) & (int(planes) & ~int(_NO_DATA) | int(_EDGE))
     out_image, out_variance = (
-        _correlate_pixels(np.where(missing, 0, plane), taps, tile_pix)
-        for plane, taps in ((image, kernels), (variance, squares))
+        _correlate_pixels(np.where(missing, 0, plane), taps, tile_pix) for plane, taps in ((image, kernels), (variance, squares))
     )
     half = kernels.shape[3] // 2
     padded = np.pad(border, half, constant_values=int(_EDGE))

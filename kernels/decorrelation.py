@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nightstream.kernels.convolution import convolve_plane, convolve_tiles, tile_counts
+from nightstream.kernels.convolution import convolve_masked, convolve_plane, tile_counts
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.target import array_module, scipy_module
 
@@ -70,9 +70,8 @@ def decorrelate(image, mask, fixed_variance, convolved_variance, stamps: Decorre
     which get EDGE.
     """
     xp = array_module(image)
-    zero = xp.zeros_like(image)
-    white, out_mask, _ = convolve_tiles(image, mask, zero, stamps.psi, tile_pix, planes=planes, variance_kernels=stamps.psi)
-    variance = zero
+    white, out_mask = convolve_masked(image, mask, stamps.psi, tile_pix, planes=planes)
+    variance = xp.float32(0)
     for plane, kernels in ((fixed_variance, stamps.fixed_variance), (convolved_variance, stamps.convolved_variance)):
         variance = variance + convolve_plane(xp.nan_to_num(plane, nan=0.0), kernels, tile_pix)
     return white, out_mask, xp.where(xp.isnan(white), xp.float32(xp.nan), variance)

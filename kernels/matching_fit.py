@@ -18,7 +18,8 @@ from nightstream.kernels.target import array_module
 FOLDS = 5
 CLIP_SIGMA = 4.0  # robust standard deviations of chi^2 per degree of freedom above which a stamp goes
 PIXEL_CLIP_SIGMA = 6.0
-MODEL_ERROR = 0.003  # of the model's signal: what no basis of this size can do better
+PIXEL_CLIP_MODEL_ERROR = 0.03  # of the signal, added to the noise in that test
+MODEL_ERROR = 0.001  # of the model's signal: what no basis of this size can do better
 WORTH = 1e-3  # relative gain in held-out chi^2 that a larger model must bring
 MAX_CONDITION = 1e12
 
@@ -102,7 +103,7 @@ def _weights(stamps, signal, fit):
     good = stamps.good
     if fit is not None:
         residual = stamps.target - signal - fit.extra["sky"]
-        good = good & (xp.abs(residual) < PIXEL_CLIP_SIGMA * xp.sqrt(variance + (10 * MODEL_ERROR * signal) ** 2))
+        good = good & (xp.abs(residual) < PIXEL_CLIP_SIGMA * xp.sqrt(variance + (PIXEL_CLIP_MODEL_ERROR * signal) ** 2))
     return xp.where(good, 1 / variance, 0.0)
 
 

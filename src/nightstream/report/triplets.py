@@ -94,7 +94,9 @@ def describe(evaluation: Evaluation, row: int, hosts: np.ndarray | None = None) 
     title = f"{kind}  ·  visit {change['visit'][row]}, detector {change['detector'][row]}"
     flux, error = sources["psf_flux"][source] / 1e3, sources["psf_flux_err"][source] / 1e3
     true = change["difference_flux_njy"][row] / 1e3
-    caption = f"S/N {sources['snr'][source]:.0f}  ·  {flux:.2f} ± {error:.2f} µJy  ·  truth {true:.2f} µJy"
+    # a variable's template flux depends on the coadd's weights, and a PSF misses the ends of a trail
+    word = {"variable": "truth about", "asteroid": "whole trail"}.get(str(change["kind"][row]), "truth")
+    caption = f"S/N {sources['snr'][source]:.0f}  ·  {flux:.2f} ± {error:.2f} µJy  ·  {word} {true:.2f} µJy"
     return title, caption
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from nightstream.engine.config import DifferenceConfig
 from nightstream.engine.values import Array, Exposure, MaskedImage, Template
 from nightstream.errors import UnprocessableError
-from nightstream.kernels.background import background_mesh
 from nightstream.kernels.convolution import convolve_tiles
 from nightstream.kernels.decorrelation import (
     DEFAULT_SKY_PLANES,
@@ -23,9 +22,9 @@ from nightstream.kernels.decorrelation import (
     decorrelation_kernels,
     tile_medians,
 )
+from nightstream.kernels.difference_background import fit_difference_background
 from nightstream.kernels.mask import MaskPlane
-from nightstream.kernels.psf import polynomial_terms
-from nightstream.kernels.psf_matching import MatchingKernel, fit_matching_kernel, polynomial_image, unit_coordinates
+from nightstream.kernels.psf_matching import MatchingKernel, fit_matching_kernel
 from nightstream.kernels.psf_transform import convolve_psf
 from nightstream.kernels.target import array_module
 from nightstream.kernels.warp import map_phases, noise_correlation, warp, warp_grid
@@ -167,25 +166,16 @@ def _subtract_pair(pair, kernel: MatchingKernel, config: DifferenceConfig) -> _R
     image = target.image - matched.image - kernel.background_image(target.shape)
     mask = target.mask | matched.mask
     if config.subtract_background:
-        image = image - difference_background(image, mask, config)
+        image = image - _remaining_background(image, mask, target.variance + matched.variance, config)
     return _RawDifference(image, mask, matched, target.variance, source.variance, kernels)
 
 
-def difference_background(image, mask, config: DifferenceConfig):
-    """Smooth background of a difference: a polynomial through clipped bins, float32 (ny, nx)."""
-    xp = array_module(image)
+def _remaining_background(image, mask, variance, config: DifferenceConfig):
     planes = DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE
-    level = background_mesh(image, mask, bin_pix=config.difference_background_bin_pix, planes=planes).level
-    rows, columns = level.shape
-    y, x = xp.meshgrid((xp.arange(rows) + 0.5) / rows, (xp.arange(columns) + 0.5) / columns, indexing="ij")
-    order = min(config.difference_background_order, rows - 1, columns - 1)
-    terms = polynomial_terms(2 * x.ravel() - 1, 2 * y.ravel() - 1, order)
-    solution = xp.linalg.lstsq(terms, level.ravel(), rcond=None)[0]
-
-    def surface(px, py):
-        return polynomial_terms(*unit_coordinates(px, py, image.shape, xp), order) @ solution
-
-    return polynomial_image(surface, image.shape, xp)
+    return fit_difference_background(
+        image, mask, variance, bin_pix=config.difference_background_bin_pix,
+        order=config.difference_background_order, planes=planes,
+    )  # fmt: skip
 
 
 def _finish(science, warped, raw, kernel, correlations, convolves_science, config) -> DifferenceResult:

@@ -29,6 +29,7 @@ from nightstream.kernels.wcs import Wcs
 AB_ZERO_NJY = 31.4  # AB magnitude of 1 nJy
 REPAIRED = MaskPlane.BAD | MaskPlane.SAT | MaskPlane.CR
 DETECTED = MaskPlane.DETECTED | MaskPlane.DETECTED_NEGATIVE
+HARMLESS_FLAGS = ("ap_flux_flag", "psf_flux_flag_edge")  # a PSF fit cut by the border is unbiased
 MAG_PER_RELATIVE = 2.5 / np.log(10.0)
 
 
@@ -71,9 +72,7 @@ def characterize(
     psf, n_psf_stars = model_psf(pixels, config)
     stars = _host(measure_sources(pixels, psf, threshold=config.star_threshold))
     registration = register(stars, wcs, reference, info, config)
-    exposure = Exposure(
-        info=info, pixels=pixels, wcs=registration.wcs, psf=psf, njy_per_unit=registration.njy_per_electron
-    )
+    exposure = Exposure(info=info, pixels=pixels, wcs=registration.wcs, psf=psf, njy_per_unit=registration.njy_per_electron)
     summary = _summary(exposure, background, registration) | {
         "n_psf_stars": n_psf_stars,
         "n_stars": len(stars["x"]),
@@ -150,10 +149,10 @@ def register(
 
 
 def is_calibration_star(stars: Table, min_snr: float) -> np.ndarray:
-    """Return which stars may calibrate: bright enough and no flag raised."""
+    """Return which stars may calibrate: bright enough and no flag raised, apertures and stamps over the edge aside."""
     clean = np.ones(len(stars["x"]), bool)
-    for column in stars.values():
-        if column.dtype == bool:
+    for name, column in stars.items():
+        if column.dtype == bool and name not in HARMLESS_FLAGS:
             clean &= ~column
     return clean & (stars["psf_flux"] > min_snr * stars["psf_flux_err"])
 

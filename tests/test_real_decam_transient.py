@@ -87,5 +87,5 @@ def stacked(group):
     """The coadd of a group as one exposure."""
     from dataclasses import replace
 
-    coadd = build_template(list(group), CONFIG.template)
+    coadd = build_template(list(group), CONFIG.template.model_copy(update={"padding_pix": 0}))
     return replace(group[0], pixels=coadd.pixels, wcs=coadd.wcs, psf=coadd.psf, njy_per_unit=1.0)

@@ -82,7 +82,8 @@ class TemplateConfig(Section):
     warp_step_pix: int = Field(16, ge=1)  # pixels between positions computed through the WCSs
     padding_pix: int = Field(32, ge=0)  # added on every side of the first exposure's grid; covers dithers and roll
     clip_sigma: float = Field(5.0, gt=0)  # noise units from the median beyond which a value is left out (3 or more visits)
-    clip_tolerance: float = Field(0.3, ge=0)  # of the median, added to that: PSFs differ from visit to visit
+    # Of the median, added to that: a variable star must be averaged whole, not clipped in its core alone.
+    clip_tolerance: float = Field(1.0, ge=0)
     high_variance_factor: float = Field(4.0, gt=1)  # times the median variance: HIGH_VARIANCE from there on
     high_variance_bin_pix: int = Field(32, ge=1)  # pixels; side of the bins of that test
     psf_size_pix: int = Field(25, ge=7)  # pixels, odd; width of the template's PSF image

@@ -25,7 +25,7 @@ class Coadd(NamedTuple):
     weights: Any
 
 
-def coadd(images, masks, variances, *, clip_sigma=5.0, clip_tolerance=0.3) -> Coadd:
+def coadd(images, masks, variances, *, clip_sigma=5.0, clip_tolerance=1.0) -> Coadd:
     """Return the mean of ``n`` warped images (n, ny, nx), each weighted by the inverse of its median sky
     variance.
 

@@ -225,5 +225,7 @@ def _filled(combined: Combined, neutral: float) -> MaskedImage:
 def _provenance(raws: dict[str, list[RawDetector]], config: CalibrateConfig, isr: IsrConfig) -> dict[str, str]:
     """What these calibrations were made of."""
     made = {f"{kind}_visits": ",".join(str(r.info.visit) for r in frames) for kind, frames in raws.items()}
+    if raws["flat"]:
+        made["flat_band"] = ",".join(sorted({raw.info.band for raw in raws["flat"]}))
     configs = {"calibrate_config": config.model_dump_json(), "isr_config": isr.model_dump_json()}
     return {"version": __version__, **made, **configs}

@@ -12,7 +12,7 @@ import numpy as np
 
 from nightstream.engine.camera import Amplifier, Detector
 from nightstream.engine.config import IsrConfig
-from nightstream.engine.values import Calibrations, MaskedImage, RawDetector
+from nightstream.engine.values import Calibrations, ExposureInfo, MaskedImage, RawDetector
 from nightstream.errors import CalibrationError, InputError, UnprocessableError
 from nightstream.kernels import isr, overscan
 from nightstream.kernels.mask import MaskPlane
@@ -51,6 +51,7 @@ def remove_signature(raw: RawDetector, detector: Detector, calibrations: Calibra
     try:
         check_raw(raw, detector)
         check_calibrations(calibrations, detector)
+        check_flat_band(calibrations, info)
         levels = measure_overscan(raw.pixels, detector, config)
         table = _amplifier_table(raw.pixels, detector, levels, config)
         planes = isr.remove_signature(
@@ -97,6 +98,13 @@ def check_calibrations(calibrations: Calibrations, detector: Detector) -> None:
     defects = calibrations.defects
     if defects is not None and defects.shape != detector.shape:
         raise CalibrationError(f"defects have shape {defects.shape}, wanted {detector.shape}")
+
+
+def check_flat_band(calibrations: Calibrations, info: ExposureInfo) -> None:
+    """Raise CalibrationError for a science exposure of another band than the flat's, as far as the flat's is known."""
+    band = calibrations.provenance.get("flat_band", info.band)
+    if info.kind == "science" and calibrations.flat is not None and band != info.band:
+        raise CalibrationError(f"flat is of band {band}, wanted {info.band}")
 
 
 def measure_overscan(pixels: Array, detector: Detector, config: IsrConfig) -> OverscanLevels:

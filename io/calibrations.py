@@ -27,6 +27,12 @@ def calibration_path(directory: str | Path, camera: str, detector: int) -> Path:
     return Path(directory) / camera / f"detector={detector:03d}.h5"
 
 
+def calibrated_detectors(directory: str | Path, camera: str) -> set[int]:
+    """Return the detectors of the camera that have a file in the store, whatever is in it."""
+    names = [path.stem.removeprefix("detector=") for path in calibration_path(directory, camera, 0).parent.glob("detector=*.h5")]
+    return {int(name) for name in names if name.isdigit()}
+
+
 def write_calibrations(directory: str | Path, camera: str, calibrations: Calibrations) -> Path:
     """Write one detector's calibrations, complete or not at all, and return the file's path."""
     path = calibration_path(directory, camera, calibrations.detector)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,7 @@ import h5py
 import numpy as np
 
 from nightstream.engine.values import DetectorProducts, Exposure
+from nightstream.errors import NightstreamError
 from nightstream.io.hdf5_file import create_file, open_file, read_mapping, write_mapping
 from nightstream.io.hdf5_values import describe_file, read_exposure, read_table, write_exposure, write_table
 from nightstream.io.rounding import round_to_noise
@@ -29,6 +31,16 @@ from nightstream.io.schema import DIA_FORCED_SOURCE, DIA_SOURCE
 CONTENT = "detector products"
 MASTER_CONTENT = "visit"
 UNIT = "electron"
+TEXT = h5py.string_dtype()
+STATUS_DTYPE = [
+    ("detector", "<i2"),
+    ("status", TEXT),
+    ("error", TEXT),
+    ("raw", TEXT),
+    ("dia_sources", "<i4"),
+    ("forced_sources", "<i4"),
+    ("seconds", "<f4"),
+]
 
 
 class Report(Protocol):
@@ -92,18 +104,21 @@ def read_detector_products(path: str | Path) -> DetectorProducts:
 def write_visit_master(output_dir: str | Path, visit: int, reports: Iterable[Report]) -> Path:
     """Write ``visit.h5``: a link to each finished detector, and a row of ``detectors/status`` for every one.
 
-    The table is what counts: a link to a file that went missing is an error only when it is followed.
+    The table is what counts: a link to a file that went missing is an error only when it is followed. When a visit
+    is processed again, what failed loses its older product, so that none looks as if it were of the last run; what
+    was not asked for, or is done and has no raw file any more, keeps its row and its product.
     """
     path = visit_directory(output_dir, visit) / "visit.h5"
-    reports = sorted(reports, key=lambda report: report.detector)
+    reports = list(reports)
+    rows = sorted(_merged_rows(path, reports))
+    _remove_stale(output_dir, visit, reports)
     with create_file(path, visit=visit) as file:
         describe_file(file, MASTER_CONTENT, visit=visit)
         group = file.create_group("detectors")
-        group.create_dataset("status", data=_status_rows(reports))
-        for report in reports:
-            name = product_path(output_dir, visit, report.detector).name
-            if report.status == "done":
-                group[f"{report.detector:03d}"] = h5py.ExternalLink(name, "/")
+        group.create_dataset("status", data=np.array(rows, dtype=STATUS_DTYPE))
+        for detector, status, *_ in rows:
+            if status == "done":
+                group[f"{detector:03d}"] = h5py.ExternalLink(product_path(output_dir, visit, detector).name, "/")
     return path
 
 
@@ -116,23 +131,33 @@ def read_visit_status(path: str | Path) -> list[dict]:
     return [row | {name: row[name].decode() for name in texts} for row in plain]
 
 
-def _status_rows(reports: list[Report]) -> np.ndarray:
-    text = h5py.string_dtype()
-    dtype = [("detector", "<i2"), ("status", text), ("error", text), ("raw", text)]
-    dtype += [("dia_sources", "<i4"), ("forced_sources", "<i4"), ("seconds", "<f4")]
-    rows = [
-        (
-            r.detector,
-            r.status,
-            r.error,
-            r.path,
-            r.counts.get("dia_sources", 0),
-            r.counts.get("forced_sources", 0),
-            sum(r.timings_s.values()),
-        )
-        for r in reports
-    ]
-    return np.array(rows, dtype=dtype)
+def _merged_rows(path: Path, reports: list[Report]) -> list[tuple]:
+    """A row a report, and the rows of the master at ``path`` that still stand."""
+    rows = {report.detector: _status_row(report) for report in reports}
+    try:
+        older = read_visit_status(path)
+    except NightstreamError:
+        older = []  # there is none, or nothing can be learnt from it
+    for row in older:
+        new = rows.get(row["detector"])
+        if new is None or (new[1] == "missing" and row["status"] == "done"):
+            rows[row["detector"]] = tuple(row.values())
+    return list(rows.values())
+
+
+def _status_row(report: Report) -> tuple:
+    """One row of `STATUS_DTYPE`."""
+    counts = [report.counts.get(name, 0) for name in ("dia_sources", "forced_sources")]
+    return report.detector, report.status, report.error, report.path, *counts, sum(report.timings_s.values())
+
+
+def _remove_stale(output_dir: str | Path, visit: int, reports: list[Report]) -> None:
+    """Remove older products of detectors that failed now, and first the older master, which links them."""
+    paths = [product_path(output_dir, visit, report.detector) for report in reports if report.status == "failed"]
+    stale = [path for path in paths if path.exists()]
+    with suppress(OSError):  # a folder that cannot be changed fails the master, too, and that is told
+        for path in [visit_directory(output_dir, visit) / "visit.h5", *stale] if stale else []:
+            path.unlink(missing_ok=True)
 
 
 def _write_exposure(file: h5py.File, name: str, exposure: Exposure, steps_per_sigma: int | None) -> None:

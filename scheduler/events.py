@@ -96,13 +96,13 @@ class FrameStatus:
 
     detector: int
     path: str  # of the raw file
-    status: str  # "done" or "failed"
-    error: str = ""  # why it failed
+    status: str  # "done", "failed" or "missing" (there was no raw file)
+    error: str = ""  # why it is not done
     attempts: int = 0  # times it was started
     latency_s: float = 0.0  # visit arrival to this end
 
     def __post_init__(self) -> None:
-        _require(self.status in ("done", "failed"), f"status is done or failed, got {self.status!r}")
+        _require(self.status in ("done", "failed", "missing"), f"status is done, failed or missing, got {self.status!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

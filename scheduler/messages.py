@@ -41,7 +41,7 @@ class DetectorReport:
     visit: int
     detector: int
     path: str  # of the raw file
-    status: str  # "done" or "failed"
+    status: str  # "done", "failed" or "missing" (there was no raw file)
     error: str = ""  # one line: what, and in which file, visit and detector
     output: str = ""  # the product file
     output_bytes: int = 0

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 from nightstream.errors import NightstreamError
@@ -42,6 +43,7 @@ class Visit(NamedTuple):
 
     visit: int
     raw_paths: Mapping[int, str]  # detector: raw file
+    missing: Mapping[int, str] = MappingProxyType({})  # detector that was expected: where a raw file was looked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +60,8 @@ class VisitSummary:
 
     @property
     def failed(self) -> tuple[FrameStatus, ...]:
-        """The detectors that failed."""
-        return tuple(frame for frame in self.frames if frame.status == "failed")
+        """The detectors that failed, or had no raw file."""
+        return tuple(frame for frame in self.frames if frame.status != "done")
 
     @property
     def is_complete(self) -> bool:
@@ -100,9 +102,15 @@ class _Run:
     hooks: RunHooks
     clock: Callable[[], float]
     reports: dict[int, dict[int, DetectorReport]] = field(default_factory=dict)  # of open visits
+    missing: dict[int, Mapping[int, str]] = field(default_factory=dict)  # of open visits
     closed: list[VisitSummary] = field(default_factory=list)
     latency: LatencyLog = field(default_factory=LatencyLog)
     peak_in_flight: int = 0
+
+    def take(self, visit: Visit) -> None:
+        """Feed a visit to the state machine, which deals with the raw files that are there."""
+        self.missing[visit.visit] = visit.missing
+        self.tell(VisitArrived(time_s=self.clock(), visit=visit.visit, raw_paths=visit.raw_paths))
 
     def tell(self, event: Event) -> None:
         """Feed one event to the state machine and carry out what follows."""
@@ -143,12 +151,14 @@ class _Run:
 
     def _close(self, instruction: CloseVisit) -> None:
         reports = self.reports.pop(instruction.visit, {})
-        for frame in instruction.frames:
+        missing = self.missing.pop(instruction.visit, {})
+        frames = (*instruction.frames, *(_missing_frame(detector, where) for detector, where in missing.items()))
+        for frame in frames:
             if frame.detector not in reports:
                 reports[frame.detector] = _lost_report(instruction.visit, frame)
                 self.hooks.on_report(reports[frame.detector])
         error = self._write_master(instruction.visit, list(reports.values()))
-        summary = _summarize(instruction, reports, error, self.clock() - instruction.arrived_s)
+        summary = _summarize(instruction.visit, frames, reports, error, self.clock() - instruction.arrived_s)
         self.latency.add(instruction.frames)
         self.closed.append(summary)
         self.hooks.on_visit(summary)
@@ -201,7 +211,7 @@ def _stream(run: _Run, visits: Iterator[Visit]) -> None:
             if visit is None:
                 is_exhausted = True
             else:
-                run.tell(VisitArrived(time_s=run.clock(), visit=visit.visit, raw_paths=visit.raw_paths))
+                run.take(visit)
         if is_exhausted and run.state.is_idle:
             return
         for outcome in run.executor.wait(WAIT_S):
@@ -222,16 +232,23 @@ def _ended(outcome: Reported, time_s: float) -> DetectorFinished | DetectorFaile
     return DetectorFailed(time_s=time_s, error=outcome.report.error or "failed without a message", **identity)
 
 
+def _missing_frame(detector: int, where: str) -> FrameStatus:
+    """The status of a detector that nobody could process."""
+    return FrameStatus(detector=detector, path=where, status="missing", error="no readable raw file of this detector")
+
+
 def _lost_report(visit: int, frame: FrameStatus) -> DetectorReport:
-    """The report of a detector that no worker lived to write."""
+    """The report of a detector that no worker could write, or lived to write."""
     error = str(NightstreamError(frame.error, visit=visit, detector=frame.detector, path=frame.path))
-    return DetectorReport(visit=visit, detector=frame.detector, path=frame.path, status="failed", error=error)
+    return DetectorReport(visit=visit, detector=frame.detector, path=frame.path, status=frame.status, error=error)
 
 
-def _summarize(instruction: CloseVisit, reports: Mapping[int, DetectorReport], error: str, seconds: float) -> VisitSummary:
+def _summarize(
+    visit: int, frames: tuple[FrameStatus, ...], reports: Mapping[int, DetectorReport], error: str, seconds: float
+) -> VisitSummary:
     return VisitSummary(
-        visit=instruction.visit,
-        frames=instruction.frames,
+        visit=visit,
+        frames=frames,
         seconds=seconds,
         error=error,
         counts=_summed(report.counts for report in reports.values()),

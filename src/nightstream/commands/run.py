@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from nightstream.scheduler.messages import DetectorReport, WorkerSetup
     from nightstream.scheduler.run import RunSummary, Visit
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
@@ -75,7 +77,24 @@ def find_visits(options: RunOptions, camera: RawCamera) -> tuple[list[Visit], li
     folder = read_raw_folder(options.raws, camera)
     chosen = folder.select("science", detectors=detectors, bands=options.bands, visits=options.visits)
     visits, doubles = group_visits(chosen)
-    return [Visit(visit, paths) for visit, paths in visits.items()], [*folder.problems, *doubles]
+    problems = [*folder.problems, *doubles]
+    for problem in problems:
+        logger.error("left out: %s", problem)
+    wanted, where = expected_detectors(options, camera, detectors), ", ".join(map(str, options.raws))
+    found = [Visit(visit, paths, dict.fromkeys(wanted - set(paths), where)) for visit, paths in visits.items()]
+    return found, problems
+
+
+def expected_detectors(options: RunOptions, camera: RawCamera, detectors: list[int]) -> set[int]:
+    """The detectors that each visit should have a raw file of: those with calibrations, where a folder was given.
+
+    Who names files rather than a folder has chosen, and expects nothing else.
+    """
+    from nightstream.io.calibrations import calibrated_detectors
+
+    if options.calibrations is None or not any(path.is_dir() for path in options.raws):
+        return set()
+    return calibrated_detectors(options.calibrations, camera.name).intersection(detectors)
 
 
 def make_setup(options: RunOptions, settings: Settings, detector: int) -> WorkerSetup:
@@ -119,7 +138,7 @@ def stream_visits(
     executor = make_executor(settings)
     actors = settings.scheduler.actors or max(1, min(len(setups), executor.slots()))
     failed: list[DetectorReport] = []
-    total = sum(len(visit.raw_paths) for visit in visits)
+    total = sum(len(visit.raw_paths) + len(visit.missing) for visit in visits)
     with detector_progress("detectors", total) as advance:
 
         def on_report(report: DetectorReport) -> None:

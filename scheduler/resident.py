@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nightstream.engine.measure import source_ids
 from nightstream.engine.pipeline import DetectorPipeline
 from nightstream.engine.values import Calibrations, DetectorProducts, RawDetector
 from nightstream.errors import InputError
@@ -42,6 +43,8 @@ class ResidentDetector:
         raw = read_raw(job.path, self.camera, job.detector)
         if raw.info.visit != job.visit:
             raise InputError(f"got visit {raw.info.visit} in the header, wanted {job.visit}")
+        if self.setup.template_dir:
+            source_ids(raw.info.visit, raw.info.detector, 0)  # raises now what numbering the sources would raise later
         return raw
 
     def process(self, raw: RawDetector) -> DetectorProducts:

@@ -113,7 +113,8 @@ def find_defects(
 ) -> Array:
     """Return an int32 mask (ny, nx) with BAD where a pixel's bias, dark current or response is not its neighbours'.
 
-    Pixels that a calibration could not measure are BAD too. In each amplifier, columns with many defects are filled.
+    Pixels that a calibration could not measure are BAD too, and those that the camera file lists. In each amplifier,
+    columns with many defects are filled.
     Raises CalibrationError if there is no calibration to look at.
     """
     given = [(bias, config.bias_defect_electron), (dark, config.dark_defect_electron_s)]
@@ -126,6 +127,8 @@ def find_defects(
         window, sigma = config.defect_window_pix, config.defect_sigma
         is_bad |= find_outliers(masked.image, masked.variance, limit=limit, sigma=sigma, window_pix=window)
         is_bad |= (masked.mask & int(MaskPlane.BAD)) != 0
+    for box in detector.defects:
+        is_bad[box.slices] = True
     for amp in detector.amplifiers:
         there = amp.detector.slices
         is_bad[there] = merge_columns(is_bad[there], min_pixels=config.bad_column_pixels, max_gap_pix=config.bad_column_gap_pix)

@@ -64,6 +64,7 @@ class Detector:
     name: str
     shape: tuple[int, int]  # (ny, nx) of the assembled image
     amplifiers: tuple[Amplifier, ...]
+    defects: tuple[Box, ...] = ()  # known bad pixels of the assembled image that calibrations do not show, e.g. traps
 
     @property
     def raw_shape(self) -> tuple[int, int, int]:

@@ -112,6 +112,14 @@ class DetectorGroup(Electronics):
     first_id: Annotated[int, Field(ge=0)]
     names: Annotated[tuple[str, ...], Field(min_length=1)]
     layout: str
+    defects: dict[str, tuple[BoxSpec, ...]] = {}  # detector name: known bad pixels of its assembled image
+
+    @model_validator(mode="after")
+    def _knows_its_defects(self) -> DetectorGroup:
+        unknown = set(self.defects) - set(self.names)
+        if unknown:
+            raise ValueError(f"defects of {sorted(unknown)}, which are not among the group's names")
+        return self
 
 
 class CameraFile(Strict):
@@ -220,7 +228,8 @@ def _detectors(spec: CameraFile) -> Iterator[Detector]:
         layout = spec.layouts[group.layout]
         amplifiers = _amplifiers(layout, group)
         for number, name in enumerate(group.names, start=group.first_id):
-            yield Detector(id=number, name=name, shape=(layout.height, layout.width), amplifiers=amplifiers)
+            shape, defects = (layout.height, layout.width), group.defects.get(name, ())
+            yield Detector(id=number, name=name, shape=shape, amplifiers=amplifiers, defects=defects)
 
 
 def _amplifiers(layout: Layout, group: DetectorGroup) -> tuple[Amplifier, ...]:

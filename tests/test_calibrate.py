@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from raw_frames import NX, READ_NOISE, SHAPE, make_detector, make_raw
 
 from nightstream.engine.calibrate import build_bias, build_calibrations, build_dark, build_flat, find_defects
+from nightstream.engine.camera import Box
 from nightstream.engine.config import CalibrateConfig, IsrConfig
 from nightstream.engine.isr import remove_signature
 from nightstream.engine.values import Calibrations, MaskedImage
@@ -152,6 +155,14 @@ def test_calibrated_science_is_flat_and_its_variance_true():
     # 0.5: the common error of the levels, 5 x 0.11 electron, over the 29 electron noise of a pixel, is 0.02
     assert_pulls_are_normal(values, 0.02 + 5 * 1e-4 * sky / np.sqrt(sky))
     assert calibrations.provenance["bias_visits"] == "0,1,2,3,4,5,6,7"
+
+
+def test_defects_that_the_camera_lists_are_masked(bias):
+    """Traps that no bias, dark or flat shows come from the camera file."""
+    listed = replace(DETECTOR, defects=(Box(3, 5, 10, 20),))
+    found = find_defects(bias, None, None, listed, CONFIG)
+    assert (found[10:20, 3:5] == MaskPlane.BAD).all()
+    assert (found != 0).sum() == (find_defects(bias, None, None, DETECTOR, CONFIG) != 0).sum() + 20
 
 
 def test_missing_calibration_frames_are_left_out():

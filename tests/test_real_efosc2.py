@@ -44,7 +44,7 @@ def pair_magnitudes(data, field):
     done = calibrated(data, field)
     for first, second in ((0, 1), (0, 2), (1, 2)):
         a, b = (
-            {name: column[is_calibration_star(visit.stars, 100)] for name, column in visit.stars.items()}
+            {name: column[is_calibration_star(visit.stars, 50)] for name, column in visit.stars.items()}
             for visit in (done[first], done[second])
         )
         x, y = done[first].exposure.wcs.pixel_from_sky(b["ra"], b["dec"])
@@ -56,10 +56,10 @@ def pair_magnitudes(data, field):
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_bright_stars_repeat_between_dithers(data, field):
-    """One measurement of a star of S/N above 100 repeats to 0.012 mag (robust scatter of a difference over sqrt 2)."""
+    """Magnitudes of stars of S/N above 50 differ from dither to dither by at most 0.012 mag (robust scatter)."""
     change = np.concatenate([d - np.median(d) for d in pair_magnitudes(data, field)])
     assert len(change) >= 30
-    assert 1.4826 * np.median(np.abs(change)) / np.sqrt(2) <= 0.012
+    assert 1.4826 * np.median(np.abs(change)) <= 0.012
 
 
 @pytest.mark.parametrize("science", DITHERS)
@@ -87,7 +87,7 @@ def recover(data, field, science, n_sources=60):
     """Inject stars of S/N 4 to 60 into one raw frame and look for them among its DIASources."""
     rng = np.random.default_rng(science + 10 * FIELDS.index(field))
     pipeline, raw = pipeline_for(data, field, science), raws(data / field)[science]
-    x, y = rng.uniform(20, detector().shape[1] - 20, n_sources), rng.uniform(20, detector().shape[0] - 20, n_sources)
+    x, y = separate_positions(rng, n_sources)
     clean = pipeline.calibrate(raw).exposure
     before = measure_at(pipeline, raw, clean, x, y)
     usable = ~before["flag"]
@@ -102,6 +102,17 @@ def recover(data, field, science, n_sources=60):
     order = np.argsort(forced["dia_object_id"])
     flux, flux_err = forced["psf_flux"][order], forced["psf_flux_err"][order]
     return {"snr": truth / error, "found": distance < 2.0, "pull": (flux - truth) / flux_err}
+
+
+def separate_positions(rng, n_sources, distance_pix=30):
+    """Random places on the detector, none closer to another than ``distance_pix``: the test is not about blends."""
+    ny, nx = detector().shape
+    chosen = []
+    while len(chosen) < n_sources:
+        place = rng.uniform(20, nx - 20), rng.uniform(20, ny - 20)
+        if all(np.hypot(place[0] - x, place[1] - y) > distance_pix for x, y in chosen):
+            chosen.append(place)
+    return np.array(chosen).T
 
 
 def positions(exposure, x, y):

@@ -126,7 +126,7 @@ def _opened(path: Path) -> Iterator[HDUList]:
             raise FileError(f"not a readable FITS file: {' '.join(str(error).split())[:120]}") from None
         with hdus:
             if end > len(data):
-                raise FileError(f"truncated FITS file: got {len(data)} bytes, wanted {end}")
+                raise FileError(f"truncated FITS file: got {len(data)} bytes, wanted at least {end}")
             yield hdus
 
 

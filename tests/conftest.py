@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,3 +68,45 @@ def _make_target(name: str) -> Target:
 def target(request) -> Target:
     """Each target in turn; skipped, with the reason, where it is absent."""
     return _make_target(request.param)
+
+
+@pytest.fixture(scope="session")
+def small_survey(tmp_path_factory):
+    """A simulated survey with calibrations and templates (`small_survey.SmallSurvey`), not to be changed."""
+    from small_survey import build_survey
+
+    return build_survey(tmp_path_factory.mktemp("small_survey"))
+
+
+@pytest.fixture
+def one_thread():
+    """Run Numba on one thread: small frames are not worth the start of more."""
+    import numba
+
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    yield
+    numba.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One Ray of two fake GPUs for all tests of the session."""
+    ray = pytest.importorskip("ray")
+    patch = pytest.MonkeyPatch()
+    patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # Ray refuses more fake GPUs than it lists
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    patch.setenv("RAY_AUTH_MODE", "disabled")
+    patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the actors find fake_hosts
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        object_store_memory=128 * 2**20,
+    )
+    yield ray
+    ray.shutdown()
+    patch.undo()

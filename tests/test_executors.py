@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from fake_hosts import FakeHost
@@ -21,29 +20,6 @@ from nightstream.scheduler.run import RunHooks, Visit, run_visits
 
 SETUPS = {d: WorkerSetup(camera="fake", detector=d, output_dir="out", device="cpu") for d in range(3)}
 CONFIG = SchedulerConfig(executor="ray", threads_per_actor=1)
-
-
-@pytest.fixture(scope="session")
-def ray_cluster():
-    """One Ray of two fake GPUs for all tests of the session."""
-    ray = pytest.importorskip("ray")
-    patch = pytest.MonkeyPatch()
-    patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # Ray refuses more fake GPUs than it lists
-    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    patch.setenv("RAY_AUTH_MODE", "disabled")
-    patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the actors find fake_hosts
-    ray.init(
-        address="local",
-        num_cpus=2,
-        num_gpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-        object_store_memory=128 * 2**20,
-    )
-    yield ray
-    ray.shutdown()
-    patch.undo()
 
 
 @pytest.fixture(params=["local", "thread", pytest.param("ray", marks=pytest.mark.ray)])

@@ -93,16 +93,19 @@ def _sum_one_then_orthonormal(raw) -> np.ndarray:
 
 def convolve_stamps(stamps, basis: GaussianBasis):
     """Convolve ``stamps`` (n, w, w) with every function; return (n, n_basis, s, s) float64, s = w - size +
-    1."""
+    1.
+
+    All stamps lie side by side in a few large matrix products: one small product a stamp costs several times more.
+    """
     xp = array_module(stamps)
-    width = stamps.shape[1]
+    n, width = stamps.shape[:2]
     inner = width - basis.size + 1
     bands = xp.stack([_band(profile, width, inner) for profile in basis.profiles])  # (m, w, s)
-    rows = [xp.matmul(stamps, band) for band in bands]
-    products = xp.empty((len(stamps), len(basis.pairs), inner * inner))
-    for f, (row, column) in enumerate(basis.pairs):
-        products[:, f] = xp.matmul(bands[row].T, rows[column]).reshape(len(stamps), inner * inner)
-    return xp.matmul(basis.mixing, products).reshape(len(stamps), len(basis.pairs), inner, inner)
+    along = xp.tensordot(bands, stamps, ((1,), (2,)))  # (m, s, n, w)
+    along = xp.ascontiguousarray(along.transpose(0, 3, 2, 1)).reshape(len(bands), width, n * inner)
+    products = xp.stack([bands[row].T @ along[column] for row, column in basis.pairs])
+    mixed = (basis.mixing @ products.reshape(len(products), -1)).reshape(len(products), inner, n, inner)
+    return xp.ascontiguousarray(mixed.transpose(2, 0, 1, 3))
 
 
 def _band(profile, width, inner):

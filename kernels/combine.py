@@ -76,7 +76,8 @@ def clipped_mean(
     size,
 ):
     """Fill the outputs from stacks (n, size); the arithmetic is that of `combine_frames_reference`, in float64."""
-    for p in prange(size):
+    for pixel in prange(size):
+        p = np.int64(pixel)  # one integer type, else every helper is compiled for each
         centre, centre_variance = _median(images, masks, variances, scales, planes, n, p)
         used, kept_planes, mean_variance = 0, 0, 0.0
         for _ in range(iterations):

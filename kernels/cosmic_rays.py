@@ -151,10 +151,11 @@ def laplacian_snr(work, noise, snr, ny, nx):
 @hot_loop("cosmic_rays")
 def flag_edges(work, noise, snr, barred, before, found, ny, nx, threshold, contrast, needs_neighbour):
     """Set ``found`` where both tests pass; with ``needs_neighbour`` only beside ``before``."""
-    for row in numba.prange(ny):
+    for y in numba.prange(ny):
         window = np.empty(49, dtype=np.float32)
         small = np.empty(9, dtype=np.float32)
-        for column in range(nx):
+        for x in range(nx):
+            row, column = np.int64(y), np.int64(x)  # one integer type, else every helper is compiled for each
             if snr[row, column] <= threshold or barred[row, column] != 0 or before[row, column] != 0:
                 continue
             if needs_neighbour != 0 and not _beside(before, row, column, ny, nx):
@@ -174,7 +175,7 @@ def replace_flagged(work, rays, ny, nx):
         for column in range(nx):
             if rays[row, column] == 0:
                 continue
-            count = 0
+            count = np.int64(0)
             for y in range(max(row - 2, 0), min(row + 3, ny)):
                 for x in range(max(column - 2, 0), min(column + 3, nx)):
                     value = work[y + 1, x + 1]
@@ -216,7 +217,7 @@ def _beside(flags, row, column, ny, nx):
 @device_function
 def _median_snr(snr, row, column, ny, nx, window):
     """Return the median significance in the 5 x 5 pixels around."""
-    count = 0
+    count = np.int64(0)
     for y in range(max(row - 2, 0), min(row + 3, ny)):
         for x in range(max(column - 2, 0), min(column + 3, nx)):
             count = _insert(window, count, snr[y, x])
@@ -234,7 +235,7 @@ def _least_variance(noise, row, column):
 @device_function
 def _median_3x3(work, row, column, ny, nx, small):
     """Return the median of the usable pixels among 3 x 3; NaN if there is none."""
-    count = 0
+    count = np.int64(0)
     for y in range(max(row - 1, 0), min(row + 2, ny)):
         for x in range(max(column - 1, 0), min(column + 2, nx)):
             value = work[y + 1, x + 1]
@@ -249,7 +250,7 @@ def _structure(work, row, column, ny, nx, window, small):
 
     The larger of its excess over its 7 x 7 median (cores) and a quarter of its interquartile range (flanks).
     """
-    count = 0
+    count = np.int64(0)
     for y in range(max(row - 3, 0), min(row + 4, ny)):
         for x in range(max(column - 3, 0), min(column + 4, nx)):
             value = _median_3x3(work, y, x, ny, nx, small)

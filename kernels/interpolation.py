@@ -79,12 +79,14 @@ def bridge_gap_reference(image, variance, state, row, column, reach):
 @hot_loop("interpolation")
 def bridge_gaps(image, variance, state, out_image, out_variance, filled, ny, nx, reach):
     """Fill every pixel whose state is GAP, one a thread; reads good pixels only, writes gaps only."""
-    for row in numba.prange(ny):
-        for column in range(nx):
+    no, one = np.int64(0), np.int64(1)
+    for y in numba.prange(ny):
+        for x in range(nx):
+            row, column = np.int64(y), np.int64(x)  # one integer type, else every helper is compiled for each
             if state[row, column] != GAP:
                 continue
-            weight_x, value_x, spread_x = _bridge(image, variance, state, row, column, 0, 1, ny, nx, reach)
-            weight_y, value_y, spread_y = _bridge(image, variance, state, row, column, 1, 0, ny, nx, reach)
+            weight_x, value_x, spread_x = _bridge(image, variance, state, row, column, no, one, ny, nx, reach)
+            weight_y, value_y, spread_y = _bridge(image, variance, state, row, column, one, no, ny, nx, reach)
             weight = weight_x + weight_y
             if weight == 0.0:
                 continue

@@ -19,7 +19,7 @@ def resolve_device(device: Device) -> Literal["cpu", "gpu"]:
     """
     if device == "cpu":
         return "cpu"
-    problem = _gpu_problem()
+    problem = gpu_problem()
     if problem is None:
         return "gpu"
     if device == "gpu":
@@ -27,7 +27,7 @@ def resolve_device(device: Device) -> Literal["cpu", "gpu"]:
     return "cpu"
 
 
-def _gpu_problem() -> str | None:
+def gpu_problem() -> str | None:
     """Say why no card can be used, or None if one can."""
     try:
         import cupy

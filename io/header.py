@@ -125,15 +125,17 @@ def exposure_info(header: Header, camera: Camera, rules: HeaderRules, detector: 
     kind = str(_evaluate(header, rules.kind, "kind"))
     if kind not in KINDS:
         raise InputError(f"got exposure kind {kind!r}, wanted one of {', '.join(KINDS)}")
+    band = str(_evaluate(header, rules.band, "band"))
     return ExposureInfo(
         visit=read_visit(header, rules),
         detector=detector,
         camera=camera.name,
         kind="bias" if kind == "dark" and exposure_s == 0 else kind,
-        band=str(_evaluate(header, rules.band, "band")),
+        band=band,
         exposure_time_s=exposure_s,
         dark_time_s=_seconds(header, rules.dark_time, "dark_time") if rules.dark_time else exposure_s,
         midpoint_mjd_tai=_midpoint(header, rules.midpoint, exposure_s),
+        zero_point=camera.zero_points.get(band, camera.default_zero_point),
         path=path,
         header=header_text(header),
     )

@@ -123,6 +123,7 @@ def test_facts_come_from_the_header(written):
     assert (info.exposure_time_s, info.dark_time_s, info.path) == (30.0, 31.5, str(written))
     assert info.midpoint_mjd_tai == pytest.approx(60000.25 + 15 / 86400, abs=1e-11)  # double precision of an MJD
     assert header_from_text(info.header)["FILTER"] == "r"
+    assert info.zero_point == CAMERA.zero_points["r"]
 
 
 @pytest.mark.parametrize("kind", ["EXPOSE", "BIAS"])

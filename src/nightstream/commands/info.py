@@ -28,15 +28,13 @@ def info_command() -> None:
 
 def device_lines() -> Iterator[str]:
     """Say what can compute here: cores, then each card, or why there is none."""
-    from nightstream.engine.memory import resolve_device
-    from nightstream.errors import DeviceError
+    from nightstream.engine.memory import gpu_problem
     from nightstream.scheduler.config import usable_cores
 
     yield f"CPU: {usable_cores()} cores"
-    try:
-        resolve_device("gpu")
-    except DeviceError as error:
-        yield f"GPU: none ({error.message})"
+    problem = gpu_problem()
+    if problem is not None:
+        yield f"GPU: none ({problem})"
         return
     import cupy
 

@@ -172,7 +172,9 @@ def _amplifier_table(pixels: Array, detector: Detector, levels: OverscanLevels, 
     noise = _read_noise(detector, levels, config)
     dead = _dead_amplifiers(pixels, gain, noise, config.max_read_noise_electron)
     if dead.all():
-        raise UnprocessableError(f"all {len(amps)} amplifiers of {detector.name} are dead")
+        limit = config.max_read_noise_electron
+        reason = f"a frame of one value, or read noise above {limit:g} electron (got {noise.min():.3g} to {noise.max():.3g})"
+        raise UnprocessableError(f"all {len(amps)} amplifiers of {detector.name} are dead: {reason}")
     quantisation = gain**2 / 12 if pixels.dtype.kind in "iu" else np.zeros_like(gain)
     columns = (
         np.array([_box_row(amp) for amp in amps], np.int32),

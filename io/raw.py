@@ -78,8 +78,7 @@ def read_info(path: str | Path, camera: RawCamera) -> ExposureInfo:
     except NightstreamError as error:
         raise error.locate(path=str(path)) from None
     except (OSError, ValueError, TypeError, EOFError, zlib.error, fits.VerifyError) as error:
-        problem = " ".join(str(error).split())[:120]
-        raise FileError(f"not a readable FITS file: {problem}", path=str(path)) from None
+        raise FileError(f"not a readable FITS file: {_first_sentence(error)}", path=str(path)) from None
 
 
 def _read(hdus: HDUList, path: Path, camera: RawCamera, detector_id: int | None) -> RawDetector:
@@ -123,7 +122,7 @@ def _opened(path: Path) -> Iterator[HDUList]:
             hdus = fits.open(io.BytesIO(data), memmap=False)
             end = max(place["datLoc"] + place["datSpan"] for place in map(hdus.fileinfo, range(len(hdus))))
         except (OSError, ValueError, TypeError, fits.VerifyError) as error:
-            raise FileError(f"not a readable FITS file: {' '.join(str(error).split())[:120]}") from None
+            raise FileError(f"not a readable FITS file: {_first_sentence(error)}") from None
         with hdus:
             if end > len(data):
                 raise FileError(f"truncated FITS file: got {len(data)} bytes, wanted at least {end}")
@@ -189,8 +188,13 @@ def _pixels(hdu: Any, amplifier: Amplifier) -> np.ndarray:
     try:
         return hdu.data
     except (OSError, ValueError, TypeError, EOFError, RuntimeError, zlib.error) as error:
-        text = " ".join(str(error).split())[:120]
-        raise FileError(f"pixels of amplifier {amplifier.name} cannot be decoded: {text}") from None
+        problem = _first_sentence(error)
+        raise FileError(f"pixels of amplifier {amplifier.name} cannot be decoded: {problem}") from None
+
+
+def _first_sentence(error: Exception) -> str:
+    """What a library says of a broken file, without its advice."""
+    return " ".join(str(error).split()).split(". ")[0][:120]
 
 
 def _native(image: np.ndarray, amplifier: Amplifier) -> np.ndarray:

@@ -114,9 +114,9 @@ RAWS = {
     "no pixels": (edit(lambda h: [h.pop() for _ in range(4)]), "got 0, wanted 4 amplifiers"),
     "small amplifier": (edit(cut_amplifier), r"C11: got HDU shape \(131, 145\), wanted \(136, 148\)"),
     "NaN": (edit(pixels(lambda a: np.full(a.shape, np.nan, np.float32))), r"got \d+ NaN or infinite pixels, wanted none"),
-    "saturated": (edit(pixels(lambda a: np.full_like(a, 65535))), "amplifiers of S00 are dead"),
+    "saturated": (edit(pixels(lambda a: np.full_like(a, 65535))), "all 4 amplifiers of S00 are dead: a frame of one value"),
     "saturated data": (edit(pixels(lambda a: saturate(a))), r"unusable \(\d+\.\d% saturated\), wanted at most 90\.0%"),
-    "constant": (edit(pixels(lambda a: np.full_like(a, 1000))), "amplifiers of S00 are dead"),
+    "constant": (edit(pixels(lambda a: np.full_like(a, 1000))), "all 4 amplifiers of S00 are dead: a frame of one value"),
     "no stars": (edit(pixels(lambda a: blank(a))), "star"),
 }  # fmt: skip
 
@@ -147,6 +147,16 @@ def rewrite(name):
     return breaker
 
 
+def shrink(path: Path) -> None:
+    """Make all planes those of a smaller detector."""
+    for name in ("bias", "dark", "flat"):
+        rewrite(name)(path)
+    with h5py.File(path, "r+") as file:
+        rows = file["defects"][:-16]
+        del file["defects"]
+        file["defects"] = rows
+
+
 def mask_all(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["defects"][...] = 1
@@ -166,6 +176,7 @@ CALIBRATIONS = {
     "text": (lambda path: path.write_text("not HDF5"), "could not read calibrations"),
     "other detector's": (lambda path: shutil.copy(path.with_name("detector=001.h5"), path), "detector is 1, wanted 0"),
     "misshapen flat": (rewrite("flat"), r"must have one shape, got .*\(240, 256\)"),
+    "smaller detector's": (shrink, r"calibration shape is \(240, 256\), wanted \(256, 256\)"),
     "all masked": (mask_all, r"100\.0% of the pixels are unusable"),
 }
 TEMPLATES = {

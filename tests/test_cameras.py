@@ -205,7 +205,9 @@ def test_a_camera_sets_what_its_pixels_need():
     assert engine_config(camera).isr.serial_overscan == "amplifier"
     config = engine_config(camera, {"isr": {"serial_overscan": "row_mean"}})
     assert (config.isr.serial_overscan, config.isr.overscan_skip_leading) == ("row_mean", 0)
-    assert engine_config(load_camera("lsstcam")).difference == EngineConfig().difference
+    lsstcam = engine_config(load_camera("lsstcam"))
+    assert (lsstcam.isr.overscan_skip_leading, lsstcam.isr.overscan_skip_trailing) == (3, 3)
+    assert lsstcam.difference == EngineConfig().difference
 
 
 def test_an_unknown_setting_is_named():

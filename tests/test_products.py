@@ -194,6 +194,25 @@ def test_visit_master_links_and_tells(tmp_path):
         assert file["detectors/007/visit_image/image"].shape == SHAPE
 
 
+def test_master_of_a_rerun_speaks_of_what_is_there(tmp_path):
+    """What failed now loses its product; what was not asked for, or has no raw any more, keeps row and product."""
+    visit = 2026112200123
+    for detector in (3, 5, 7, 9):
+        write_detector_products(tmp_path, make_products(detector))
+    write_visit_master(tmp_path, visit, [report(3), report(5), report(7), report(9)])
+    path = write_visit_master(
+        tmp_path, visit, [report(3, "failed", "no"), report(5, "missing", "gone"), report(7), report(8, "missing", "gone")]
+    )
+    rows = {row["detector"]: (row["status"], row["error"]) for row in read_visit_status(path)}
+    done = ("done", "")
+    assert rows == {3: ("failed", "no"), 5: done, 7: done, 8: ("missing", "gone"), 9: done}
+    assert [file for file in files_under(tmp_path) if "detector" in file] == [
+        f"visit={visit}/detector=00{d}.h5" for d in (5, 7, 9)
+    ]
+    with h5py.File(path) as file:
+        assert set(file["detectors"]) == {"status", "005", "007", "009"}
+
+
 def test_rounding_keeps_the_noise(tmp_path):
     """Rounded pixels are off by half a step at most, take less space, and say so in the file."""
     pixels = make_pixels(1)

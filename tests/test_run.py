@@ -55,6 +55,18 @@ def test_failed_detector_never_stops_its_visit():
     assert summary.visits[1].counts == {"dia_sources": 20 + 21}  # what a failed report counted is shown, too
 
 
+def test_detector_without_a_raw_file_is_reported():
+    """It takes no worker, and ends in the summary and in the master as missing, with where it was looked for."""
+    written = []
+    hooks = RunHooks(write_master=lambda number, reports: written.extend(reports))
+    expected = Visit(4, {0: "good.fits"}, {1: "raws"})
+    summary = run_visits([expected, visit(5)], WORKERS, LocalExecutor(FakeHost), AdmissionPolicy(), hooks)
+    assert [(frame.detector, frame.status) for frame in summary.visits[0].failed] == [(1, "missing")]
+    (missing,) = [report for report in written if report.status == "missing"]
+    assert missing.error == "no readable raw file of this detector [visit 4, detector 1, file raws]"
+    assert summary.visits[1].is_complete and not summary.is_complete
+
+
 def test_frame_that_breaks_its_worker_gets_a_report():
     """A detector that no worker lived to report is reported by the scheduler, with file, visit and detector."""
     reports, poison = [], Visit(5, {0: "raise.fits", 1: "good.fits"})

@@ -186,7 +186,7 @@ def _mask_stars(image: MaskedImage, level: float, flat: Combined, smoothing_pix:
     excess = excess - _gradient(excess, 16 * smoothing_pix)
     # the mean of n^2 white pixels scatters by 1/n
     is_star = ndimage.uniform_filter(excess, smoothing_pix, mode="nearest") * smoothing_pix > STAR_SIGMA
-    is_star = ndimage.binary_dilation(is_star, iterations=STAR_GROWTH_PIX)
+    is_star = ndimage.binary_dilation(is_star, iterations=STAR_GROWTH_PIX, brute_force=True)  # all that CuPy has
     mask = image.mask | xp.where(is_star, int(MaskPlane.DETECTED), 0).astype(xp.int32)
     return MaskedImage(image.image, mask, image.variance)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import subprocess
-import time
-from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from statistics import median
 
 RECORDS = Path(__file__).parent / "records"
 PACKAGES = ("numpy", "scipy", "numba", "astropy", "h5py", "ray", "cupy-cuda12x", "cupy-cuda13x", "nightstream")
+
+
+THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def header(device: str) -> dict:
@@ -25,23 +27,27 @@ def header(device: str) -> dict:
         "python": platform.python_version(),
         "cpu": _cpu_model(),
         "cores": _cores(),
+        "threads": {name: os.environ.get(name, "default") for name in THREADS},
+        "load_average": [round(load, 2) for load in os.getloadavg()],  # 1, 5, 15 minutes; the benchmark's own included
         "device": device,
         "gpu": _gpu() if device == "gpu" else None,
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
     }
 
 
-def measure(run: Callable[[], object], repeats: int, synchronize: Callable[[], None] = lambda: None) -> dict:
-    """Time ``run``: one warm-up, then ``repeats`` runs. Return median, minimum and maximum in seconds."""
-    run()
-    synchronize()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        synchronize()
-        seconds.append(time.perf_counter() - start)
-    return {"median_s": median(seconds), "min_s": min(seconds), "max_s": max(seconds), "runs": repeats}
+def reset_peak_memory() -> None:
+    """Forget the peak so far, where the kernel can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_gib() -> float:
+    """Return the largest resident memory of this process since the last reset."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    peaks = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    kib = peaks[0] if peaks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(kib / 2**20, 2)
 
 
 def write(name: str, record: dict) -> Path:
@@ -71,7 +77,6 @@ def _cpu_model() -> str:
 
 
 def _cores() -> int:
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

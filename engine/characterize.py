@@ -94,7 +94,7 @@ def flatten_sky(pixels: MaskedImage, config: CharacterizeConfig):
         psf_fwhm_pix=config.initial_fwhm_pix,
         threshold=config.cosmic_ray_threshold,
     )
-    mask = pixels.mask | (rays * int(MaskPlane.CR)).astype(np.int32)
+    mask = pixels.mask | rays * np.int32(MaskPlane.CR)
     image, mask, variance = interpolate_masked(image, mask, pixels.variance, planes=REPAIRED)
     guess = PsfModel.gaussian(config.initial_fwhm_pix / FWHM_PER_SIGMA).coefficients[0]
     found = detect(image, mask, variance, array_module(image).asarray(guess), planes=MaskPlane.NO_DATA)

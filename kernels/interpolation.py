@@ -32,7 +32,7 @@ def interpolate_masked(image, mask, variance, *, planes: MaskPlane, reach_pix: i
     outside = (mask & int(MaskPlane.NO_DATA)) != 0
     broken = ~(xp.isfinite(image) & xp.isfinite(variance)) & ~outside
     gap = (((mask & int(planes)) != 0) & ~outside) | broken
-    state = xp.where(outside, OUTSIDE, xp.where(gap, GAP, GOOD)).astype(xp.uint8)
+    state = gap * xp.uint8(GAP) + outside * xp.uint8(OUTSIDE)  # never both
     filled_image, filled_variance = image.copy(), variance.copy()
     filled = xp.zeros(image.shape, dtype=xp.uint8)
     bridge_gaps(
@@ -45,8 +45,8 @@ def interpolate_masked(image, mask, variance, *, planes: MaskPlane, reach_pix: i
     )
     lost = broken & (filled == 0)
     filled_image[lost], filled_variance[lost] = np.nan, np.nan
-    mask = mask | xp.where(filled != 0, int(MaskPlane.INTRP), 0).astype(xp.int32)
-    return filled_image, mask | xp.where(lost, int(MaskPlane.NO_DATA), 0).astype(xp.int32), filled_variance
+    mask = mask | (filled != 0) * np.int32(MaskPlane.INTRP)
+    return filled_image, mask | lost * np.int32(MaskPlane.NO_DATA), filled_variance
 
 
 def bridge_gap_reference(image, variance, state, row, column, reach):

@@ -52,11 +52,14 @@ def stamp_normal_equations(
                 for i in range(m):
                     wt = w * np.float64(templates[k, i, y, x])
                     projection[k, i] += wt * d
-                    for j in range(m):
+                    for j in range(i, m):
                         term = wt * np.float64(templates[k, j, y, x])
                         normal[k, i, j] += term
                         noise[k, i, j] += term * (w * v)
         n_pixels[k] = count
+        for i in range(1, m):
+            for j in range(i):
+                normal[k, i, j], noise[k, i, j] = normal[k, j, i], noise[k, j, i]
 
 
 def stamp_normal_equations_reference(image, mask, variance, column, row, templates, weights, planes):

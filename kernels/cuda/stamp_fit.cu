@@ -10,8 +10,8 @@ extern "C" __global__ void stamp_normal_equations(
     const int k = (int)(t / (m * m)), i = (int)(t / m % m), j = (int)(t % m);
     const int half = size / 2;
     const long long area = (long long)size * size;
-    const float* ti = templates + ((long long)k * m + i) * area;
-    const float* tj = templates + ((long long)k * m + j) * area;
+    const float* ti = templates + ((long long)k * m + min(i, j)) * area;  // the same bits on both sides of the diagonal
+    const float* tj = templates + ((long long)k * m + max(i, j)) * area;
     const float* weight = weights + k * area;
     const int y1 = min(size, ny + half - row[k]), x1 = min(size, nx + half - column[k]);
     double sum_normal = 0.0, sum_noise = 0.0, sum_projection = 0.0, sum_total = 0.0;
@@ -33,6 +33,6 @@ extern "C" __global__ void stamp_normal_equations(
     }
     normal[t] = sum_normal;
     noise[t] = sum_noise;
-    if (j == 0) projection[(long long)k * m + i] = sum_projection;
+    if (j == m - 1) projection[(long long)k * m + i] = sum_projection;
     if (i == 0 && j == 0) { total[k] = sum_total; n_pixels[k] = count; }
 }

@@ -73,9 +73,9 @@ def subtract(science: Exposure, template: Template, config: DifferenceConfig) ->
     kernel = _fit_kernel(pair, sizes, x, y, config)
     raw = _subtract_pair(pair, kernel, config)
     if convolves_science:
-        raw = raw.mirrored(1 / kernel.kernel_sum)
+        raw = raw.mirrored(warped.pixels, 1 / kernel.kernel_sum)
     correlations = (warped.noise_correlation, None) if convolves_science else (None, warped.noise_correlation)
-    return _finish(science, warped, raw, kernel, correlations, convolves_science, config)
+    return _finish(science, warped, raw, kernel, correlations, config)
 
 
 def warp_template(science: Exposure, template: Template, config: DifferenceConfig) -> WarpedTemplate:
@@ -133,19 +133,21 @@ class _RawDifference:
 
     image: Any
     mask: Any
-    matched: MaskedImage  # what was subtracted, or subtracted from
+    matched: MaskedImage  # what was subtracted
     fixed_variance: Any
     convolved_variance: Any
     kernels: Any
+    mirror: bool = False  # the science image was convolved
 
-    def mirrored(self, scale: float) -> _RawDifference:
-        """The same difference with its sign turned and brought to other units: science minus template
-        again."""
+    def mirrored(self, template: MaskedImage, scale: float) -> _RawDifference:
+        """The same difference with its sign turned and brought to other units: science minus ``template``
+        again. The kernels still act on the convolved image in its old units."""
         xp = array_module(self.image)
-        square = xp.float32(scale**2)
+        unit, square = xp.float32(scale), xp.float32(scale**2)
+        subtracted = MaskedImage(template.image * unit, template.mask, template.variance * square)
         return _RawDifference(
-            self.image * xp.float32(-scale), self.mask, self.matched,
-            self.fixed_variance * square, self.convolved_variance * square, self.kernels,
+            self.image * -unit, self.mask, subtracted,
+            self.fixed_variance * square, self.convolved_variance * square, self.kernels, mirror=True,
         )  # fmt: skip
 
 
@@ -178,17 +180,16 @@ def _remaining_background(image, mask, variance, config: DifferenceConfig):
     )  # fmt: skip
 
 
-def _finish(science, warped, raw, kernel, correlations, convolves_science, config) -> DifferenceResult:
+def _finish(science, warped, raw, kernel, correlations, config) -> DifferenceResult:
     """Decorrelate, attach the PSF, and report."""
-    xp = array_module(raw.image)
-    kernels = raw.kernels / xp.float32(kernel.kernel_sum) if convolves_science else raw.kernels
     tile = config.tile_pix * config.decorrelation_factor
-    psf = convolve_psf(science.psf, kernels, raw.image.shape, config.tile_pix) if convolves_science else science.psf
+    matched_psf = convolve_psf(science.psf, raw.kernels, raw.image.shape, config.tile_pix) if raw.mirror else science.psf
+    psf = matched_psf
     diagnostics = dict(kernel.diagnostics, coverage=warped.coverage, template_fwhm_pix=warped.fwhm_pix)
-    variance = raw.fixed_variance + _through(raw, kernels, config)
+    variance = raw.fixed_variance + _through(raw, config)
     image, mask = raw.image, raw.mask
     if config.decorrelate:
-        stamps = _decorrelation(raw, kernels, correlations, config)
+        stamps = _decorrelation(raw, correlations, config)
         image, mask, variance = decorrelate(
             raw.image, raw.mask, raw.fixed_variance, raw.convolved_variance, stamps, tile, planes=SPREADING
         )
@@ -196,33 +197,32 @@ def _finish(science, warped, raw, kernel, correlations, convolves_science, confi
         diagnostics["decorrelation_truncation"] = stamps.truncation
     pixels = _blank_missing(image, mask, variance)
     diagnostics["noise_ratio"] = _noise_ratio(pixels)
-    diagnostics["convolved_science"] = float(convolves_science)
-    subtracted = warped.pixels if convolves_science else raw.matched
+    diagnostics["convolved_science"] = float(raw.mirror)
     return DifferenceResult(
         difference=replace(science, pixels=pixels, psf=psf),
-        matched_template=replace(science, pixels=subtracted, psf=psf if convolves_science else science.psf),
+        matched_template=replace(science, pixels=raw.matched, psf=matched_psf),
         kernel=kernel,
         diagnostics=diagnostics,
     )
 
 
-def _through(raw: _RawDifference, kernels, config):
+def _through(raw: _RawDifference, config):
     """Variance that the convolved image brings into the difference before decorrelation."""
     if config.decorrelate:
         return 0
     return convolve_tiles(
-        raw.convolved_variance, raw.mask * 0, raw.convolved_variance, kernels, config.tile_pix, planes=SPREADING
+        raw.convolved_variance, raw.mask * 0, raw.convolved_variance, raw.kernels, config.tile_pix, planes=SPREADING
     )[2]
 
 
-def _decorrelation(raw: _RawDifference, kernels, correlations, config):
+def _decorrelation(raw: _RawDifference, correlations, config):
     tile = config.tile_pix * config.decorrelation_factor
     planes = DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE
     fixed, convolved = (
         tile_medians(plane, raw.mask, tile, planes=planes) for plane in (raw.fixed_variance, raw.convolved_variance)
     )
     return decorrelation_kernels(
-        coarse_tiles(kernels, config.decorrelation_factor), fixed, convolved,
+        coarse_tiles(raw.kernels, config.decorrelation_factor), fixed, convolved,
         fixed_correlation=correlations[0], convolved_correlation=correlations[1],
     )  # fmt: skip
 

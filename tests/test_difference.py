@@ -123,6 +123,21 @@ def test_a_sharper_science_image_is_convolved_instead(template):
     assert result.diagnostics["noise_ratio"] == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("decorrelates", [True, False])
+def test_a_convolved_science_image_keeps_its_units_and_noise(template, decorrelates):
+    """A nominal zero point that is wrong by a factor of 1.6 changes neither noise nor fluxes in science units."""
+    sharp = make(fwhm=2.8, seed=6, extra=TRANSIENTS)
+    off = replace(sharp, njy_per_unit=1.6 * sharp.njy_per_unit)
+    result = subtract(off, template, DifferenceConfig(decorrelate=decorrelates))
+    assert result.kernel.kernel_sum == pytest.approx(1 / 1.6, rel=0.01)
+    # the MAD of 9,000 sky pixels scatters by 1.17 / sqrt(2 * 9000) = 0.009: 5 sigma
+    assert result.diagnostics["noise_ratio"] == pytest.approx(1, abs=0.045)
+    pixels = usable(result.difference.pixels) & away_from(SHAPE, TRANSIENTS)
+    subtracted, direct = (image[pixels].sum() for image in (result.matched_template.pixels.image, sharp.pixels.image))
+    # all light counts, so the PSFs do not: 0.5 electron of sky left on 7e4 pixels is 2 % of the stars' 2e6
+    assert subtracted / direct == pytest.approx(1, abs=0.02)
+
+
 def test_a_template_sharpened_by_force_behaves(template):
     """Convolving the template although the science is sharper (a mild deconvolution) leaves stars at the
     noise."""

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nightstream.engine.config import CharacterizeConfig
-from nightstream.engine.memory import to_host
-from nightstream.engine.sources import measure_sources
+from nightstream.engine.sources import host_table, measure_sources
 from nightstream.engine.values import Exposure, ExposureInfo, MaskedImage, Table
 from nightstream.errors import UnprocessableError
 from nightstream.kernels.background import fit_background
@@ -70,7 +69,7 @@ def characterize(
     """
     pixels, background = flatten_sky(pixels, config)
     psf, n_psf_stars = model_psf(pixels, config)
-    stars = _host(measure_sources(pixels, psf, threshold=config.star_threshold))
+    stars = measure_sources(pixels, psf, threshold=config.star_threshold)
     registration = register(stars, wcs, reference, info, config)
     exposure = Exposure(info=info, pixels=pixels, wcs=registration.wcs, psf=psf, njy_per_unit=registration.njy_per_electron)
     summary = _summary(exposure, background, registration) | {
@@ -175,7 +174,7 @@ def flux_scale(ratio: np.ndarray, relative_err: np.ndarray, floor: float = 0.01)
 
 def reference_from_stars(stars: Table, njy_per_unit: float = 1.0) -> Table:
     """Return the reference made of a table of stars with ra, dec and psf_flux; flagged ones are left out."""
-    stars = _host(stars)
+    stars = host_table(stars)
     good = is_calibration_star(stars, 0.0)
     return {
         "ra": stars["ra"][good],
@@ -188,10 +187,6 @@ def _predict(reference: Table, wcs: Wcs):
     x, y = wcs.pixel_from_sky(reference["ra"], reference["dec"])
     usable = np.isfinite(x) & np.isfinite(y) & (reference["flux"] > 0)
     return x[usable], y[usable], reference["flux"][usable]
-
-
-def _host(table: Table) -> Table:
-    return {name: to_host(column) for name, column in table.items()}
 
 
 def _with_sky(stars: Table, exposure: Exposure) -> Table:

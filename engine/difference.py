@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nightstream.engine.config import DifferenceConfig
+from nightstream.engine.memory import to_host
 from nightstream.engine.values import Array, Exposure, MaskedImage, Template
 from nightstream.errors import UnprocessableError
 from nightstream.kernels.convolution import convolve_tiles
@@ -113,8 +114,8 @@ def choose_stars(science: Exposure, template: Template, fwhm_pix: float, config:
     Bright enough, and spread evenly: from every cell of ``kernel_cell_pix`` the brightest, then the second,
     and so on.
     """
-    stars = {name: _host(template.stars[name]) for name in ("ra", "dec", "psf_flux")}
-    x, y = (_host(c) for c in science.wcs.pixel_from_sky(stars["ra"], stars["dec"]))
+    stars = {name: to_host(template.stars[name]) for name in ("ra", "dec", "psf_flux")}
+    x, y = science.wcs.pixel_from_sky(stars["ra"], stars["dec"])
     ny, nx = science.pixels.shape
     noise = np.sqrt(float(_sky_variance(science.pixels)) * np.pi * fwhm_pix**2 / (2 * np.log(2)))
     bright = stars["psf_flux"] / science.njy_per_unit > config.kernel_min_snr * noise
@@ -257,7 +258,7 @@ def _fwhm(exposure: Exposure) -> float:
 
 def _known(correlation):
     """None for white noise: a stamp of one pixel, or of nothing but its centre."""
-    stamp = _host(correlation)
+    stamp = to_host(correlation)
     return None if stamp.size == 1 or np.count_nonzero(stamp) == 1 else correlation
 
 
@@ -282,7 +283,3 @@ def _rank_within(cell) -> np.ndarray:
     rank = np.empty(len(cell), int)
     rank[order] = np.arange(len(cell)) - first
     return rank
-
-
-def _host(array) -> np.ndarray:
-    return np.asarray(array.get() if hasattr(array, "get") else array)

@@ -12,6 +12,7 @@ import numpy as np
 
 from nightstream.engine.camera import Amplifier, Detector
 from nightstream.engine.config import IsrConfig
+from nightstream.engine.memory import to_host
 from nightstream.engine.values import Calibrations, ExposureInfo, MaskedImage, RawDetector
 from nightstream.errors import CalibrationError, InputError, UnprocessableError
 from nightstream.kernels import isr, overscan
@@ -116,7 +117,7 @@ def measure_overscan(pixels: Array, detector: Detector, config: IsrConfig) -> Ov
     if all(amp.serial_overscan is not None for amp in detector.amplifiers):
         strips = _strips(pixels, detector, "serial_overscan", config)
         rows = _over_rows(LEVEL_METHODS[config.serial_overscan](strips), detector, ny)
-        noise = _to_host(overscan.measure_read_noise(strips))
+        noise = to_host(overscan.measure_read_noise(strips))
     if config.parallel_overscan and all(amp.parallel_overscan is not None for amp in detector.amplifiers):
         columns = _column_levels(pixels, rows, detector, config)
     return OverscanLevels(rows, columns, noise)
@@ -203,7 +204,7 @@ def _dead_amplifiers(pixels: Array, gain: np.ndarray, noise: np.ndarray, max_noi
     if pixels.dtype.kind == "f":
         known = xp.isfinite(pixels)
         lowest, highest = xp.where(known, pixels, xp.inf), xp.where(known, pixels, -xp.inf)
-    varies = _to_host(lowest.min(axis=(1, 2)) < highest.max(axis=(1, 2)))
+    varies = to_host(lowest.min(axis=(1, 2)) < highest.max(axis=(1, 2)))
     return ~varies | ~np.isfinite(gain) | (gain <= 0) | (noise > max_noise)
 
 
@@ -227,8 +228,3 @@ def _check_usable(mask: Array, limit: float) -> None:
         raise UnprocessableError(
             f"{unusable:.1%} of the pixels are unusable ({saturated:.1%} saturated), wanted at most {limit:.1%}"
         )
-
-
-def _to_host(array: Array) -> np.ndarray:
-    """A few numbers an amplifier, brought to the host for decisions."""
-    return array if isinstance(array, np.ndarray) else array.get()

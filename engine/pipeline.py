@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 from nightstream.engine.camera import Detector
 from nightstream.engine.characterize import Characterized, characterize, reference_from_stars
@@ -49,7 +50,9 @@ class DetectorPipeline:
         self.config = config or EngineConfig()
         self.memory = DetectorMemory(device)
         self.calibrations = self.memory.keep(calibrations)
-        self.template = self.memory.keep(template) if template is not None else None
+        self.template = None
+        if template is not None:  # its stars serve on the host
+            self.template = replace(self.memory.keep(replace(template, stars={})), stars=template.stars)
         self.reference = reference_from_stars(template.stars) if template is not None else reference
         self.stage = stage
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nightstream.engine.memory import to_host
 from nightstream.engine.values import MaskedImage, Table
 from nightstream.kernels.centroid import fit_centroids
 from nightstream.kernels.detection import detect
@@ -54,7 +55,7 @@ def brightest(snr, limit: int):
 
 def host_table(table: Table) -> Table:
     """Return the table with every column as a NumPy array."""
-    return {name: column.get() if hasattr(column, "get") else np.asarray(column) for name, column in table.items()}
+    return {name: to_host(column) for name, column in table.items()}
 
 
 def prefixed(prefix: str, columns: Table) -> Table:

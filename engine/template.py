@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from nightstream.engine.config import TemplateConfig
+from nightstream.engine.memory import to_host
 from nightstream.engine.sources import measure_sources
 from nightstream.engine.values import Exposure, MaskedImage, Table, Template
 from nightstream.errors import InputError, UnprocessableError
@@ -44,7 +45,8 @@ def build_template(
     xp = array_module(warped[0].image)
     stacks = (xp.stack([getattr(w, plane) for w in warped]) for plane in ("image", "mask", "variance"))
     mean = coadd(*stacks, clip_sigma=config.clip_sigma, clip_tolerance=config.clip_tolerance)
-    correlation = mean_correlation(correlations, _host(mean.weights), 1 / _host(mean.weights))
+    weights = to_host(mean.weights)
+    correlation = mean_correlation(correlations, weights, 1 / weights)
     pixels = MaskedImage(mean.image, _final_mask(mean, config), mean.variance)
     psf, stars = _psf_and_stars(pixels, wcs, _typical_fwhm(exposures, wcs), config)
     return Template(
@@ -64,7 +66,6 @@ def padded_grid(exposure: Exposure, padding_pix: int) -> tuple[Wcs, tuple[int, i
     ra, dec = (float(c[0]) for c in _sky(exposure.wcs, [x0], [y0]))
     flat = Wcs(crval=(ra, dec), crpix=(0.0, 0.0), cd=((1.0, 0.0), (0.0, 1.0)), kind="TAN")
     xi, eta = flat.pixel_from_sky(*_sky(exposure.wcs, x0 + np.array([-1, 1, 0, 0]), y0 + np.array([0, 0, -1, 1])))
-    xi, eta = _host(xi), _host(eta)
     cd = tuple((float(c[1] - c[0]) / 2, float(c[3] - c[2]) / 2) for c in (xi, eta))
     wcs = Wcs(crval=(ra, dec), crpix=(x0 + padding_pix, y0 + padding_pix), cd=cd, kind="TAN")
     return wcs, (ny + 2 * padding_pix, nx + 2 * padding_pix)
@@ -141,14 +142,9 @@ def _star_table(found: Table, wcs: Wcs, config: TemplateConfig) -> Table:
 
 
 def _sky(wcs: Wcs, x, y) -> tuple[np.ndarray, np.ndarray]:
-    ra, dec = wcs.sky_from_pixel(np.asarray(x, np.float64), np.asarray(y, np.float64))
-    return _host(ra), _host(dec)
+    return wcs.sky_from_pixel(np.asarray(x, np.float64), np.asarray(y, np.float64))
 
 
 def _identify(exposures) -> str:
     names = ",".join(sorted(f"{e.info.visit}/{e.info.detector}" for e in exposures))
     return f"{exposures[0].info.band}-{hashlib.sha256(names.encode()).hexdigest()[:12]}"
-
-
-def _host(array) -> np.ndarray:
-    return np.asarray(array.get() if hasattr(array, "get") else array)

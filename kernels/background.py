@@ -195,10 +195,13 @@ def clipped_sigma(sigma_clip: float) -> float:
 
 
 def fill_from_neighbours(plane, good):
-    """Return ``plane`` with bins that are not ``good`` set to the mean of good neighbours, ring after ring."""
+    """Return ``plane`` with bins that are not ``good`` set to the mean of good neighbours, ring after ring.
+
+    At least one bin must be good.
+    """
     xp = array_module(plane)
     plane = xp.where(good, plane, 0.0)
-    for _ in range(sum(plane.shape)):
+    while not bool(good.all()):
         weight = sum(_shifts(xp.pad(good.astype(xp.float64), 1)))
         mean = sum(_shifts(xp.pad(plane, 1))) / xp.maximum(weight, 1)
         plane = xp.where(good, plane, mean)

@@ -100,12 +100,9 @@ def tile_medians(plane, mask, tile_pix, *, planes) -> Any:
 
 def coarse_tiles(kernels, factor):
     """Return the kernels at the centres of tiles ``factor`` times as wide: (tiles_y, tiles_x, k, k)."""
-    centre = factor // 2
-    rows, columns = (-(-n // factor) for n in kernels.shape[:2])
-    pick = [
-        np.minimum(np.arange(n) * factor + centre, total - 1) for n, total in zip((rows, columns), kernels.shape[:2], strict=True)
-    ]
-    return kernels[pick[0][:, None], pick[1][None, :]]
+    xp = array_module(kernels)
+    row, column = (xp.minimum(xp.arange(-(-n // factor)) * factor + factor // 2, n - 1) for n in kernels.shape[:2])
+    return kernels[row[:, None], column[None, :]]
 
 
 def _transfer(kernels):

@@ -60,7 +60,7 @@ class StampFit:
         return {
             "n_stamps": int(self.used.shape[0]),
             "n_stamps_used": int(self.used.sum()),
-            "chi2_per_pixel_median": float(np.median(_host(chosen))),
+            "chi2_per_pixel_median": float(array_module(chosen).median(chosen)),
             "condition_number": self.condition,
             "kernel_sum": float(self.table[0, 0]),
             "background": float(self.table[-1, 0]),
@@ -237,7 +237,3 @@ def _clip(chi2, used, count):
     spread = 1.4826 * xp.median(xp.abs(chi2[used] - middle)) + 0.05 * middle
     limit = max(float(middle + CLIP_SIGMA * spread), float(xp.median(chi2)))
     return chi2 <= limit
-
-
-def _host(array):
-    return array.get() if hasattr(array, "get") else array

@@ -141,5 +141,5 @@ def aperture_flux(image, mask, variance, x, y, *, radius_pix: float, planes=None
     sizes = [np.int32(v) for v in (planes, *image.shape, n)]
     launch = Launch.over((n,), (64,))
     sum_apertures(launch, *arrays, column, row, np.float64(radius_pix), *sizes, flux, noise, missing)
-    flux[lost] = xp.nan
+    flux[lost], noise[lost] = xp.nan, xp.nan
     return {"flux": flux, "flux_err": xp.sqrt(noise), "flag": lost | (missing > 1e-9 * radius_pix**2)}

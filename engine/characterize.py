@@ -124,8 +124,8 @@ def register(
     if reference is None or wcs is None:
         return Registration(wcs=wcs, njy_per_electron=nominal)
     good = np.flatnonzero(is_calibration_star(stars, config.calibration_min_snr))
-    predicted_x, predicted_y, catalogue_flux = _predict(reference, wcs)
     x, y, flux = (stars[name][good] for name in ("x", "y", "psf_flux"))
+    predicted_x, predicted_y, catalogue_flux = _predict(reference, wcs, x, y, config.registration_radius_pix)
     first, second = match_stars(
         x, y, flux, predicted_x, predicted_y, catalogue_flux,
         max_offset_pix=config.registration_radius_pix, tolerance_pix=config.match_tolerance_pix,
@@ -183,9 +183,16 @@ def reference_from_stars(stars: Table, njy_per_unit: float = 1.0) -> Table:
     }
 
 
-def _predict(reference: Table, wcs: Wcs):
+def _predict(reference: Table, wcs: Wcs, star_x, star_y, margin_pix: float):
+    """Return pixels and flux of the reference stars that may be on the image.
+
+    A catalogue goes beyond the detector, and only its brightest stars vote in `match_stars`.
+    """
     x, y = wcs.pixel_from_sky(reference["ra"], reference["dec"])
     usable = np.isfinite(x) & np.isfinite(y) & (reference["flux"] > 0)
+    for predicted, measured in ((x, star_x), (y, star_y)):
+        low, high = measured.min(initial=np.inf) - margin_pix, measured.max(initial=-np.inf) + margin_pix
+        usable &= (predicted >= low) & (predicted <= high)
     return x[usable], y[usable], reference["flux"][usable]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nightstream.engine.characterize import characterize, flux_scale
+from nightstream.engine.characterize import characterize, flux_scale, register
 from nightstream.engine.config import CharacterizeConfig
 from nightstream.engine.values import ExposureInfo, MaskedImage
 from nightstream.errors import UnprocessableError
@@ -13,6 +13,7 @@ from nightstream.kernels.wcs import Wcs
 
 SHAPE, SKY, SIGMA_PIX, NJY_PER_ELECTRON = (400, 420), 400.0, 1.6, 2.5
 TRUE_WCS = Wcs.tan(150.0, 2.0, 210.0, 200.0, 0.2)
+WRONG_WCS = Wcs.tan(150.0 + 25 * 0.2 / 3600, 2.0 - 25 * 0.2 / 3600, 210.0, 200.0, 0.2, angle_deg=0.2)
 INFO = ExposureInfo(visit=7, detector=2, camera="test", kind="science", band="r", exposure_time_s=30.0, dark_time_s=30.0,
                     midpoint_mjd_tai=60000.0)  # fmt: skip
 
@@ -41,8 +42,7 @@ def scene():
 def done(scene):
     """The scene characterized from a WCS that is 35 pixels off and turned by 0.2 degrees."""
     pixels, catalogue = scene
-    wrong = Wcs.tan(150.0 + 25 * 0.2 / 3600, 2.0 - 25 * 0.2 / 3600, 210.0, 200.0, 0.2, angle_deg=0.2)
-    return characterize(pixels, INFO, wrong, catalogue, CharacterizeConfig())
+    return characterize(pixels, INFO, WRONG_WCS, catalogue, CharacterizeConfig())
 
 
 def test_the_wcs_is_corrected(done):
@@ -55,6 +55,22 @@ def test_the_wcs_is_corrected(done):
 def test_the_zero_point_is_recovered(done):
     """About 100 stars with errors of 1 to 10 % and a floor of 1 % give the scale to 0.5 %."""
     assert done.exposure.njy_per_unit == pytest.approx(NJY_PER_ELECTRON, rel=0.005)
+
+
+def test_brighter_stars_beyond_the_detector_do_no_harm(scene, done):
+    """A catalogue of ten fields, whose 300 brightest stars are elsewhere, gives the same WCS and zero point."""
+    pixels, catalogue = scene
+    rng = np.random.default_rng(8)
+    x, y = rng.uniform(1500, 6000, (2, 300))
+    ra, dec = TRUE_WCS.sky_from_pixel(x, y)
+    wide = {
+        "ra": np.r_[catalogue["ra"], ra],
+        "dec": np.r_[catalogue["dec"], dec],
+        "flux": np.r_[catalogue["flux"], np.full(300, 1e9)],
+    }
+    found = register(done.stars, WRONG_WCS, wide, INFO, CharacterizeConfig())
+    assert found.wcs == done.exposure.wcs
+    assert found.njy_per_electron == done.exposure.njy_per_unit
 
 
 def test_the_psf_width_is_recovered(done):

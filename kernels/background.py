@@ -89,7 +89,8 @@ def background_mesh(
     width = -(-nx // n_x)
     clip_bins(
         Launch((n_x, n_y), (-(-width // 32) * 32,)),
-        *(xp.ascontiguousarray(plane) for plane in (image, mask)),
+        xp.ascontiguousarray(image, xp.float32),
+        xp.ascontiguousarray(mask, xp.int32),
         level,
         noise,
         count,

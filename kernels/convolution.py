@@ -58,7 +58,7 @@ def convolve_plane(plane, kernels, tile_pix):
     out = xp.empty(plane.shape, xp.float32)
     convolve_float_tiles(
         Launch.over(plane.shape),
-        xp.ascontiguousarray(plane),
+        xp.ascontiguousarray(plane, xp.float32),
         kernels,
         *_sizes(plane.shape, kernels, tile_pix),
         out,

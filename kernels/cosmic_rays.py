@@ -47,6 +47,7 @@ def find_cosmic_rays(
     xp = array_module(image)
     if image.shape != mask.shape or image.shape != variance.shape:
         raise InputError(f"planes differ in shape: {image.shape}, {mask.shape}, {variance.shape}")
+    image, variance = (xp.asarray(plane, xp.float32) for plane in (image, variance))
     if contrast is None:
         contrast = max(MIN_CONTRAST, CONTRAST_MARGIN * star_contrast(round(float(psf_fwhm_pix), 2)))
     ignored = ((mask & int(IGNORED_PLANES)) != 0) | ~xp.isfinite(image)

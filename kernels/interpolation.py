@@ -29,6 +29,7 @@ def interpolate_masked(image, mask, variance, *, planes: MaskPlane, reach_pix: i
     xp = array_module(image)
     if image.shape != mask.shape or image.shape != variance.shape:
         raise InputError(f"planes differ in shape: {image.shape}, {mask.shape}, {variance.shape}")
+    image, variance = (xp.ascontiguousarray(plane, xp.float32) for plane in (image, variance))
     outside = (mask & int(MaskPlane.NO_DATA)) != 0
     broken = ~(xp.isfinite(image) & xp.isfinite(variance)) & ~outside
     gap = (((mask & int(planes)) != 0) & ~outside) | broken

@@ -46,7 +46,7 @@ def gaussian_moments(
     x, y = (xp.ascontiguousarray(value, dtype=xp.float64) for value in (x, y))
     out = xp.full((len(COLUMNS), x.size), xp.nan)
     sizes = (np.int32(image.shape[0]), np.int32(image.shape[1]), np.int32(x.size), np.int32(half_size))
-    planes_in = (xp.ascontiguousarray(image), xp.ascontiguousarray(bad), xp.ascontiguousarray(variance))
+    planes_in = (xp.ascontiguousarray(image, xp.float32), xp.ascontiguousarray(bad), xp.ascontiguousarray(variance, xp.float32))
     adaptive_moments(
         Launch.over((x.size,), (64,)),
         *planes_in, x, y, out, *sizes, np.float64(sigma_pix), np.int32(iterations),

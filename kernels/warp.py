@@ -17,14 +17,13 @@ from nightstream.kernels.target import Launch, array_module, device_function, ho
 
 PHASES = 1024  # rows of the weight table per pixel; linear between rows: error pi^2 / (8 * 1024^2) ~ 1e-6
 GAIN_PHASES = 16  # nodes per pixel of the table that corrects the variance for correlated input noise
+MAX_ORDER = 5  # a CUDA thread keeps the weights of one support
 MEANINGFUL_WEIGHT = 1e-3  # a missing or flagged source pixel below this |weight| does not harm the output
 MAP_QUANTUM_PIX = 2.0**-20  # grids are rounded to this, so that equal WCSs give exactly the identity
 _NO_DATA = np.int32(MaskPlane.NO_DATA)
 
 
-def warp(
-    image, mask, variance, map_x, map_y, step, shape, *, order=3, conserve_flux=True, noise_correlation=None
-) -> tuple:
+def warp(image, mask, variance, map_x, map_y, step, shape, *, order=3, conserve_flux=True, noise_correlation=None) -> tuple:
     """Resample three planes with a Lanczos kernel of ``order`` lobes.
 
     ``image, mask, variance`` are (ny_in, nx_in) float32, int32, float32; ``map_x, map_y`` float64 grids as
@@ -40,11 +39,14 @@ def warp(
     """
     xp = array_module(image)
     ny, nx = shape
+    if not 1 <= order <= MAX_ORDER:
+        raise ValueError(f"Lanczos order must be 1 to {MAX_ORDER}, got {order}")
     check_grid(map_x, map_y, step, shape)
     planes = xp.empty(shape, xp.float32), xp.empty(shape, xp.int32), xp.empty(shape, xp.float32)
     lanczos_warp(
         Launch.over(shape),
-        *(xp.ascontiguousarray(plane) for plane in (image, mask, variance, map_x, map_y)),
+        *(xp.ascontiguousarray(a, t) for a, t in zip((image, mask, variance), (xp.float32, xp.int32, xp.float32), strict=True)),
+        *(xp.ascontiguousarray(grid, xp.float64) for grid in (map_x, map_y)),
         xp.asarray(weight_table(order)),
         xp.asarray(variance_gain_table(order, noise_correlation)),
         np.int32(step),
@@ -60,9 +62,7 @@ def check_grid(map_x, map_y, step, shape) -> None:
     """Raise ValueError unless the two grids cover ``shape`` with nodes every ``step`` pixels."""
     wanted = grid_shape(shape, step)
     if map_x.shape != wanted or map_y.shape != wanted:
-        raise ValueError(
-            f"maps of shape {map_x.shape} and {map_y.shape}, wanted {wanted} for {shape} at step {step}"
-        )
+        raise ValueError(f"maps of shape {map_x.shape} and {map_y.shape}, wanted {wanted} for {shape} at step {step}")
 
 
 def grid_shape(shape, step) -> tuple[int, int]:
@@ -126,8 +126,7 @@ def noise_correlation(order=3, *, phase_x=None, phase_y=None, correlation=None) 
         stamp = np.outer(lags, lags)
     else:
         rows, columns = (
-            np.stack([_autocorrelation(w) for w in lanczos_weights(np.asarray(phase), order)])
-            for phase in (phase_y, phase_x)
+            np.stack([_autocorrelation(w) for w in lanczos_weights(np.asarray(phase), order)]) for phase in (phase_y, phase_x)
         )
         stamp = rows.T @ columns / len(rows)
     if correlation is not None:
@@ -158,9 +157,7 @@ def _resize(stamp, size):
     out = np.zeros((size, size))
     half = min(size, stamp.shape[0]) // 2
     c, s = size // 2, stamp.shape[0] // 2
-    out[c - half : c + half + 1, c - half : c + half + 1] = stamp[
-        s - half : s + half + 1, s - half : s + half + 1
-    ]
+    out[c - half : c + half + 1, c - half : c + half + 1] = stamp[s - half : s + half + 1, s - half : s + half + 1]
     return out
 
 
@@ -186,9 +183,9 @@ def _area_ratio(map_x, map_y, j, i, v, u, step):
 
 @device_function
 def _weights_at(table, phase, taps, weights):
-    """Interpolate one row of weights out of ``table`` at ``phase`` in [0, 1)."""
+    """Interpolate one row of weights out of ``table`` at ``phase`` in [0, 1]: x - floor(x) may round to 1."""
     position = phase * PHASES
-    row = int(position)
+    row = min(int(position), PHASES - 1)
     rest = np.float32(position - row)
     for k in range(taps):
         weights[k] = table[row, k] + rest * (table[row + 1, k] - table[row, k])
@@ -248,7 +245,7 @@ def lanczos_warp(
             )
             if missing:
                 continue
-            gx, gy = int(fx * GAIN_PHASES), int(fy * GAIN_PHASES)
+            gx, gy = min(int(fx * GAIN_PHASES), GAIN_PHASES - 1), min(int(fy * GAIN_PHASES), GAIN_PHASES - 1)
             factor = np.float32(_bilinear(gain, gy, gx, fy * GAIN_PHASES - gy, fx * GAIN_PHASES - gx))
             area = np.float32(_area_ratio(map_x, map_y, j, i, v, u, step)) if conserve else np.float32(1)
             out_image[y, x] = value * area

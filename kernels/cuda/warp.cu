@@ -27,7 +27,7 @@ static __device__ __forceinline__ double area_ratio(const double* map_x, const d
 
 static __device__ __forceinline__ void weights_at(const float* table, double phase, int taps, float* weights) {
     double position = phase * PHASES;
-    int row = (int)position;
+    int row = min((int)position, PHASES - 1);
     float rest = (float)(position - row);
     const float* low = table + row * taps;
     const float* high = low + taps;
@@ -75,7 +75,7 @@ extern "C" __global__ void lanczos_warp(
         }
     }
     if (missing) return;
-    int gx = (int)(fx * GAIN_PHASES), gy = (int)(fy * GAIN_PHASES);
+    int gx = min((int)(fx * GAIN_PHASES), GAIN_PHASES - 1), gy = min((int)(fy * GAIN_PHASES), GAIN_PHASES - 1);
     float factor = (float)bilinear(gain, GAIN_PHASES + 1, gy, gx, fy * GAIN_PHASES - gy, fx * GAIN_PHASES - gx);
     float area = conserve ? (float)area_ratio(map_x, map_y, nx_grid, j, i, v, u, step) : 1.0f;
     out_image[out] = value * area;

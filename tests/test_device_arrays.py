@@ -1,0 +1,99 @@
+"""The whole engine on arrays that do not mix with NumPy's: what would fail on a GPU fails here, without one."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from cudashim import loader
+from small_survey import load_small_camera
+from strict_cupy import CUPY, strict_cupy
+
+from nightstream.engine.calibrate import build_calibrations
+from nightstream.engine.memory import DetectorMemory
+from nightstream.engine.pipeline import DetectorPipeline, calibrate_together
+from nightstream.engine.template import build_template
+from nightstream.io.calibrations import read_calibrations
+from nightstream.io.cameras import engine_config
+from nightstream.io.catalogues import read_positions
+from nightstream.io.raw import read_raw
+from nightstream.io.templates import read_template
+
+pytestmark = pytest.mark.skipif(not loader.has_compiler(), reason="g++ is absent, so the .cu sources cannot run on the CPU")
+DETECTOR = 0
+
+
+def assert_same(left, right, path=""):
+    """Fail unless two values of the engine have the same bits."""
+    if dataclasses.is_dataclass(left):
+        left, right = ({f.name: getattr(v, f.name) for f in dataclasses.fields(v)} for v in (left, right))
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), path
+        for name in left:
+            assert_same(left[name], right[name], f"{path}.{name}")
+    elif isinstance(left, np.ndarray):
+        assert isinstance(right, np.ndarray) and left.dtype == right.dtype, path
+        np.testing.assert_array_equal(left, right, err_msg=path)
+    elif not path.endswith(".provenance.device"):
+        assert left == right or (left != left and right != right), path
+
+
+def on_both(work):
+    """Return what ``work`` makes of a memory on the CPU and of one on the strict device, downloaded."""
+    direct = work(DetectorMemory("cpu"))
+    with strict_cupy():
+        memory = DetectorMemory("gpu")
+        return direct, memory.download(work(memory))
+
+
+def raws(survey, role, memory):
+    camera = load_small_camera()
+    return [memory.upload(read_raw(path, camera)) for path in sorted((survey.root / "raw" / role).glob(f"*_{DETECTOR:03d}.fits"))]
+
+
+def test_calibrations_have_the_same_bits(small_survey):
+    """Bias, dark, flat and defects."""
+    camera = load_small_camera()
+    config = engine_config(camera)
+
+    def work(memory):
+        frames = (raws(small_survey, role, memory) for role in ("bias", "dark", "flat"))
+        return build_calibrations(*frames, camera.detectors[DETECTOR], config.calibrate, config.isr)
+
+    assert_same(*on_both(work))
+
+
+def test_a_visit_has_the_same_bits(small_survey):
+    """From raw to forced photometry: images, tables and summary of a visit, and a template of two."""
+    camera = load_small_camera()
+    detector, config = camera.detectors[DETECTOR], engine_config(camera)
+    calibrations = read_calibrations(small_survey.calibrations, camera.name, detector)
+    template = read_template(small_survey.templates, "r", DETECTOR)
+    positions = read_positions(small_survey.positions)
+
+    def work(memory):
+        host = DetectorMemory("cpu")
+        pipeline = DetectorPipeline(detector, calibrations, template, config, memory.device)
+        visit = pipeline.process(raws(small_survey, "science", host)[0], positions)
+        done = calibrate_together(pipeline, raws(small_survey, "template", host))
+        return {"visit": visit, "template": build_template([c.exposure for c in done], config.template)}
+
+    assert_same(*on_both(work))
+
+
+@pytest.mark.parametrize(
+    "mixture",
+    [
+        lambda a: a + np.ones(3),
+        lambda a: np.ones(3) * a,
+        lambda a: np.asarray(a),
+        lambda a: np.where(a > 0, a, 0.0),
+        lambda a: CUPY.where(a > 0, a, np.zeros(3)),
+        lambda a: CUPY.stack([a, np.ones(3)]),
+        lambda a: a.__setitem__(slice(None), np.ones(3)),
+        lambda a: CUPY.argsort(a, kind="mergesort"),
+    ],
+)
+def test_the_stand_in_refuses_mixtures(mixture):
+    """The check itself: what raises in CuPy raises here."""
+    with pytest.raises((TypeError, ValueError)):
+        mixture(CUPY.ones(3))

@@ -25,7 +25,7 @@ lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 bench: setup
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python perf/stages.py
+	$(BIN)/python perf/stages.py
 
 clean:
 	rm -rf build demo $(VENV) src/*.egg-info

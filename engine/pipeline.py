@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
+from nightstream.engine.blas import use_one_blas_thread
 from nightstream.engine.camera import Detector
 from nightstream.engine.characterize import Characterized, characterize, reference_from_stars
 from nightstream.engine.config import EngineConfig
@@ -46,6 +47,7 @@ class DetectorPipeline:
         reference: Table | None = None,
         stage: Stage = lambda name: nullcontext(),
     ) -> None:
+        use_one_blas_thread()
         self.detector = detector
         self.config = config or EngineConfig()
         self.memory = DetectorMemory(device)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from nightstream.engine.blas import use_one_blas_thread
 from nightstream.engine.config import TemplateConfig
 from nightstream.engine.memory import to_host
 from nightstream.engine.sources import measure_sources
@@ -37,6 +38,7 @@ def build_template(
     InputError without exposures or when bands differ, UnprocessableError when the coadd has no star for its
     PSF.
     """
+    use_one_blas_thread()
     exposures = list(exposures)
     _check(exposures)
     if wcs is None or shape is None:

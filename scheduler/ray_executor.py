@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 PING_PAUSE_S = 0.2  # between questions to an actor that is being restarted
 BROKEN_EXIT = 70  # exit status of an actor that ends itself; unlike ray's exit_actor it is restarted after it
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
-BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # one thread: our matrices are many and small
 
 
 class DetectorActor:
@@ -196,7 +195,7 @@ def _init_arguments(config: SchedulerConfig) -> dict[str, Any]:
 def actor_options(config: SchedulerConfig, actors: int, setups: list) -> dict[str, Any]:
     """Ray's options of every actor: its share of the cores and GPUs, restarts, concurrency groups."""
     threads = config.threads_per_actor or max(1, usable_cores() // actors)
-    environment = dict.fromkeys(THREAD_VARIABLES, str(threads)) | dict.fromkeys(BLAS_VARIABLES, "1")
+    environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
     if config.num_gpus_per_actor == 0 and all(setup.device in ("auto", "cpu") for setup in setups):
         environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray no longer hides the cards from actors that asked for none
     return {

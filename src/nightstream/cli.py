@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +32,6 @@ Product = Annotated[Path, typer.Argument(help="An HDF5 file of Nightstream.", ex
 @app.callback(invoke_without_command=True)
 def nightstream(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Raw telescope images to difference-image sources, on GPUs."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # many small matrices: threads would wait for each other
     if version:
         from nightstream import __version__
 

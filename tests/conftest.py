@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cudashim import loader
+from strict_cupy import ndarray, strict_cupy
 
 
 class Target:
@@ -27,12 +29,18 @@ class Target:
 
 
 class HostCudaTarget(Target):
-    """The production ``.cu`` files, compiled by g++ and run on the CPU."""
+    """The production ``.cu`` files, compiled by g++ and run on the CPU, on arrays as strict as CuPy's."""
 
     name = "host-cuda"
 
     def running(self):
-        return loader.host_cuda()
+        return strict_cupy()
+
+    def array(self, values, dtype=None):
+        return ndarray(np.array(values, dtype=dtype))
+
+    def host(self, array) -> np.ndarray:
+        return array.get() if isinstance(array, ndarray) else np.asarray(array)
 
 
 class CudaTarget(Target):
@@ -65,9 +73,11 @@ def _make_target(name: str) -> Target:
 
 
 @pytest.fixture(params=["numba", "host-cuda", pytest.param("cuda", marks=pytest.mark.gpu)])
-def target(request) -> Target:
-    """Each target in turn; skipped, with the reason, where it is absent."""
-    return _make_target(request.param)
+def target(request) -> Iterator[Target]:
+    """Each target in turn, running; skipped, with the reason, where it is absent."""
+    made = _make_target(request.param)
+    with made.running():
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ import operator
 import sys
 from importlib import resources
 from types import ModuleType, SimpleNamespace
-from unittest import mock
 
 import numpy as np
 import scipy.fft
@@ -206,7 +205,13 @@ for _dtype in DTYPES:
 @contextlib.contextmanager
 def strict_cupy():
     """Within the context ``import cupy`` gives the stand-in."""
+    before = {name: sys.modules.get(name) for name in MODULES}
     target.cuda_module.cache_clear()
-    with mock.patch.dict(sys.modules, MODULES):
+    sys.modules.update(MODULES)
+    try:
         yield
-    target.cuda_module.cache_clear()
+    finally:
+        for name in MODULES:
+            del sys.modules[name]
+        sys.modules.update({name: module for name, module in before.items() if module is not None})
+        target.cuda_module.cache_clear()

@@ -109,6 +109,19 @@ def test_smooth_images_agree_with_spline_interpolation():
     np.testing.assert_allclose(image[good], wanted[good], atol=3e-3)
 
 
+def test_a_hair_below_a_whole_pixel_is_that_pixel(target):
+    """At -1e-17 the phase rounds up to 1: still within the tables, and the first pixel keeps its value."""
+    planes = noise_planes((20, 20))
+    image, _, variance = run(target, planes, linear_map((20, 20), x0=-1e-17, y0=-1e-17), (20, 20))
+    np.testing.assert_array_equal((image[0, 0], variance[0, 0]), (planes[0][0, 0], 1))
+
+
+def test_more_lobes_than_a_thread_holds_are_refused():
+    """The message says how many there may be."""
+    with pytest.raises(ValueError, match="order must be 1 to 5, got 6"):
+        warp(*noise_planes((20, 20)), *linear_map((20, 20)), STEP, (20, 20), order=6)
+
+
 def test_flux_is_conserved_when_the_scale_changes(target):
     """Counts of a star on pixels 0.8 times as wide sum to the same total (to the Lanczos ripple, 2e-3)."""
     star = moffat((61, 61), 30, 30, 5.0, 4.5).astype(np.float32)

@@ -74,9 +74,7 @@ class HotLoop:
         elif array_module(*args) is np:
             self.cpu(*args)
         else:
-            cuda_module(self.source).get_function(self.name)(
-                launch.grid, launch.block, args, shared_mem=launch.shared_bytes
-            )
+            cuda_module(self.source).get_function(self.name)(launch.grid, launch.block, args, shared_mem=launch.shared_bytes)
 
 
 def hot_loop(source: str, *, parallel: bool = True) -> Callable[[Callable], HotLoop]:

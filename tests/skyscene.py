@@ -48,9 +48,7 @@ def make_exposure(
         add_gaussians(model, [x0], [y0], [flux], fwhm * SIGMA_PER_FWHM)
     variance = np.maximum(model + sky, 1)
     image = model + (rng.normal(0, 1, shape) * np.sqrt(variance) if noise else 0)
-    pixels = MaskedImage(
-        image.astype(np.float32), np.zeros(shape, np.int32), np.maximum(image + sky, 1).astype(np.float32)
-    )
+    pixels = MaskedImage(image.astype(np.float32), np.zeros(shape, np.int32), np.maximum(image + sky, 1).astype(np.float32))
     info = ExposureInfo(
         visit=visit, detector=1, camera="test", kind="science", band="r", exposure_time_s=30.0, dark_time_s=31.0,
         midpoint_mjd_tai=60000.0,

@@ -77,9 +77,7 @@ def test_flux_is_multiplied_by_the_kernel_sum():
     image[20:40, 20:40] = planes((20, 20))[0] + 3
     kernels = kernels_for((16, 16), 7) * np.ones((4, 4, 1, 1), np.float32)
     out = convolve_plane(image, kernels, TILE)
-    assert out.sum(dtype=float) == pytest.approx(
-        image.sum(dtype=float) * kernels[0, 0].sum(dtype=float), rel=1e-5
-    )
+    assert out.sum(dtype=float) == pytest.approx(image.sum(dtype=float) * kernels[0, 0].sum(dtype=float), rel=1e-5)
 
 
 def test_a_delta_kernel_is_the_identity(target):

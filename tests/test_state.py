@@ -29,9 +29,7 @@ def arrive(visit, detectors=(0,), time_s=0.0):
 
 
 def finish(start, time_s=1.0):
-    return DetectorFinished(
-        time_s=time_s, visit=start.visit, detector=start.detector, worker=start.worker, attempt=start.attempt
-    )
+    return DetectorFinished(time_s=time_s, visit=start.visit, detector=start.detector, worker=start.worker, attempt=start.attempt)
 
 
 def fail(start, error="no stars", time_s=1.0):
@@ -72,9 +70,7 @@ def test_visit_runs_to_its_close():
         arrived_s=10.0,
         frames=(
             FrameStatus(detector=0, path="7_0.fits", status="done", attempts=1, latency_s=2.0),
-            FrameStatus(
-                detector=1, path="7_1.fits", status="failed", error="no stars", attempts=1, latency_s=3.0
-            ),
+            FrameStatus(detector=1, path="7_1.fits", status="failed", error="no stars", attempts=1, latency_s=3.0),
         ),
     )
     assert state.is_idle
@@ -250,9 +246,7 @@ def test_illegal_event_tells_its_story():
     state.handle(arrive(1))
     state.handle(arrive(2))
     answer = DetectorFinished(time_s=1.0, visit=2, detector=0, worker=0, attempt=1)
-    with pytest.raises(
-        IllegalTransition, match=r"frame is queued and cannot finish of attempt 1.*admit -> queued"
-    ):
+    with pytest.raises(IllegalTransition, match=r"frame is queued and cannot finish of attempt 1.*admit -> queued"):
         state.handle(answer)
     with pytest.raises(IllegalTransition, match=r"never arrived \[visit 9, detector 0\]"):
         state.handle(DetectorFinished(time_s=1.0, visit=9, detector=0, worker=0, attempt=1))
@@ -300,9 +294,7 @@ def test_tables_cover_every_state():
     """Each state has a row; each move leads to a state of the same table; ends have no way out."""
     assert set(FRAME_TRANSITIONS) == set(Frame) and set(WORKER_TRANSITIONS) == set(Worker)
     assert FRAME_TRANSITIONS[Frame.DONE] == FRAME_TRANSITIONS[Frame.FAILED] == {}
-    used = {
-        move for table in (FRAME_TRANSITIONS, WORKER_TRANSITIONS) for row in table.values() for move in row
-    }
+    used = {move for table in (FRAME_TRANSITIONS, WORKER_TRANSITIONS) for row in table.values() for move in row}
     assert used == set(Move)
 
 

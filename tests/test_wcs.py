@@ -67,9 +67,7 @@ def separation_pix(ra, dec, other_ra, other_dec, wcs):
 
 
 @pytest.mark.parametrize("kind", ["TAN", "SIP", "TPV"])
-@pytest.mark.parametrize(
-    "ra, dec", [(150.0, 2.0), (0.01, -45.0), (359.99, 89.9), (37.0, -90.0), (12.0, 90.0)]
-)
+@pytest.mark.parametrize("ra, dec", [(150.0, 2.0), (0.01, -45.0), (359.99, 89.9), (37.0, -90.0), (12.0, 90.0)])
 @pytest.mark.parametrize("lonpole", [180.0, 0.0, 63.0])
 def test_sky_positions_agree_with_astropy(kind, ra, dec, lonpole):
     """Pixels land on the sky where astropy.wcs puts them, at the poles and across ra = 0 too."""
@@ -161,9 +159,7 @@ def test_impossible_wcs_is_refused(change, message):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(
-    "name", ["c4d_171113_060340_ooi_r_ls9.N6.fits.gz", "c4d_130105_065255_ooi_r_a1-N15.fits.fz"]
-)
+@pytest.mark.parametrize("name", ["c4d_171113_060340_ooi_r_ls9.N6.fits.gz", "c4d_130105_065255_ooi_r_a1-N15.fits.fz"])
 def test_decam_headers_agree_with_astropy(name):
     """The TPV solutions of real DECam frames agree with astropy.wcs in both directions."""
     from nightstream.io.wcs_cards import wcs_from_header

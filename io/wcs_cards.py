@@ -74,9 +74,7 @@ def wcs_to_cards(wcs: Wcs) -> list[Card]:
 def wcs_to_text(wcs: Wcs) -> str:
     """Return ``wcs`` as 80-column FITS cards, one a line, which `wcs_from_header` reads back exactly."""
     exact = {f"CRPIX{axis}": _one_based(wcs.crpix[axis - 1]) for axis in (1, 2)}
-    return "\n".join(
-        card_text(key, exact.get(key, value), comment) for key, value, comment in wcs_to_cards(wcs)
-    )
+    return "\n".join(card_text(key, exact.get(key, value), comment) for key, value, comment in wcs_to_cards(wcs))
 
 
 def card_text(keyword: str, value: Any, comment: str) -> str:
@@ -139,9 +137,7 @@ def _celestial_axes(header: Any) -> tuple[int, int] | None:
         return None
     names, codes = zip(*((text[:4].rstrip("-"), text[5:].strip("-")) for text in types), strict=True)
     if set(names) != {"RA", "DEC"} or codes[0] != codes[1] or codes[0] not in ("TAN", "TAN-SIP", "TPV"):
-        raise InputError(
-            f"WCS projection must be RA/DEC in TAN, TAN-SIP or TPV, got {types[0]!r}, {types[1]!r}"
-        )
+        raise InputError(f"WCS projection must be RA/DEC in TAN, TAN-SIP or TPV, got {types[0]!r}, {types[1]!r}")
     units = {str(header.get(f"CUNIT{axis}", "deg")).strip().lower() for axis in (1, 2)}
     if not units <= {"deg", "degree", "degrees", ""}:
         raise InputError(f"WCS unit must be deg, got {', '.join(sorted(units))}")
@@ -191,9 +187,7 @@ def _sip_terms(header: Any, letter: str) -> tuple[Term, ...]:
 
 def _is_scamp(header: Any, axes: tuple[int, int]) -> bool:
     """Tell whether a TAN has distortion in PV: on the latitude axis, or beyond the standard's PV1_0 to _4."""
-    return any(f"PV{axes[1]}_{m}" in header for m in TPV_POWERS) or any(
-        f"PV{axes[0]}_{m}" in header for m in TPV_POWERS if m > 4
-    )
+    return any(f"PV{axes[1]}_{m}" in header for m in TPV_POWERS) or any(f"PV{axes[0]}_{m}" in header for m in TPV_POWERS if m > 4)
 
 
 def _tpv_terms(header: Any, axis: int, swap: bool) -> tuple[Term, ...]:

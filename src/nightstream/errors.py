@@ -13,9 +13,7 @@ class NightstreamError(Exception):
     ``visit``, ``detector`` and ``path`` may be filled in later, by the caller that knows them, with `locate`.
     """
 
-    def __init__(
-        self, message: str, *, visit: int | None = None, detector: int | None = None, path: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, visit: int | None = None, detector: int | None = None, path: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.visit = visit
@@ -33,9 +31,7 @@ class NightstreamError(Exception):
     def __reduce__(self):
         return _rebuild, (type(self), self.message, self.visit, self.detector, self.path)
 
-    def locate(
-        self, *, visit: int | None = None, detector: int | None = None, path: str | None = None
-    ) -> NightstreamError:
+    def locate(self, *, visit: int | None = None, detector: int | None = None, path: str | None = None) -> NightstreamError:
         """Fill in where it happened, keeping what is already known; return the error itself."""
         self.visit = self.visit if self.visit is not None else visit
         self.detector = self.detector if self.detector is not None else detector

@@ -127,8 +127,14 @@ class MeasureConfig(Section):
     dipole_max_separation_fwhm: float = Field(2.5, gt=0)  # PSF FWHMs between the peaks of two lobes
     dipole_min_chi2_gain: float = Field(25.0, ge=0)  # chi2 by which two lobes must beat a single source
     dipole_max_lobe_share: float = Field(0.7, gt=0.5, le=1)  # of the summed flux in the stronger lobe of a dipole
-    star_residual_fraction: float = Field(0.05, ge=0)  # of a star's template flux: a difference below it is a residual
-    star_residual_radius_fwhm: float = Field(1.0, ge=0)  # PSF FWHMs within which that star is looked for
+    star_residual_fraction: float = Field(
+        0.05, ge=0
+    )  # of a star's template flux: a difference below it, on the star, is a residual
+    star_residual_radius_fwhm: float = Field(1.0, ge=0)  # PSF FWHMs from the star that count as on it
+    star_wing_fraction: float = Field(
+        0.005, ge=0
+    )  # the same in the star's wings, where a PSF that is matched to 1 % leaves as much
+    star_wing_radius_fwhm: float = Field(3.5, ge=0)  # PSF FWHMs to which the wings reach
 
 
 class EngineConfig(Section):

@@ -138,16 +138,21 @@ def _dipole_values(fit: Table, difference: Exposure, scale: float) -> Table:
 
 
 def _is_star_residual(table: Table, template: Exposure, config: MeasureConfig):
-    """Return (n,) bool: |difference flux| below a fraction of the brightest template star near, or near
-    saturation."""
+    """Return (n,) bool: |difference flux| small against a template star below it or near it, or near saturation."""
     xp = array_module(table["x"])
+    flux = xp.abs(table["psf_flux"])
+    on_star = xp.fmax(brightest_star(template, table, config.star_residual_radius_fwhm), table["template_flux"])
+    near_star = brightest_star(template, table, config.star_wing_radius_fwhm)
+    small = (flux < config.star_residual_fraction * on_star) | (flux < config.star_wing_fraction * near_star)
+    return small | table["pixel_flags_saturated"] | table["pixel_flags_saturated_template"]
+
+
+def brightest_star(template: Exposure, table: Table, radius_fwhm: float):
+    """Return (n,) nJy: the flux a star would have whose peak is the brightest template pixel within ``radius_fwhm``."""
     psf = template.psf
     peak = psf.centred(table["x"], table["y"])[:, psf.size // 2, psf.size // 2]
-    radius = max(1, round(config.star_residual_radius_fwhm * _fwhm_pix(template)))
-    light = brightest_near(template.pixels.image, table["x"], table["y"], radius)
-    star_flux = xp.fmax(light / peak * template.njy_per_unit, table["template_flux"])
-    small = xp.abs(table["psf_flux"]) < config.star_residual_fraction * star_flux
-    return small | table["pixel_flags_saturated"] | table["pixel_flags_saturated_template"]
+    radius = max(1, round(radius_fwhm * _fwhm_pix(template)))
+    return brightest_near(template.pixels.image, table["x"], table["y"], radius) / peak * template.njy_per_unit
 
 
 def brightest_near(image, x, y, radius: int):

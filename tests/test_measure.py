@@ -98,6 +98,19 @@ def test_moved_star_is_one_dipole_row(target):
     assert np.abs((table["dipole_angle"] - bearing + 180) % 360 - 180).max() < 5
 
 
+def test_what_is_faint_in_the_wings_of_a_bright_star_is_marked():
+    """0.3 % of a star's flux, 2 FWHM from it, is a residual; 2 % of it is a discovery; so are both on bare sky."""
+    rng = np.random.default_rng(65)
+    x, y, shape = lattice(rng, 2, 70)
+    star = np.array([1e6, 1e6, 0, 0])
+    new = np.array([3e3, 2e4, 3e3, 2e4])
+    now = np.r_[x, x + 8], np.r_[y, y], np.r_[star, new]
+    table = measure(Host(), epochs(Host(), rng, shape, now, (x, y, star)))
+    index, distance = nearest(table, x + 8, y)
+    assert distance.max() < 1.5  # pixels: S/N is 10 and more
+    np.testing.assert_array_equal(table["star_residual"][index], [True, False, False, False])
+
+
 def test_residual_of_a_bright_star_is_marked():
     """A difference of 2 % of the star below it is a residual; one of half the star is not; nor is one on bare sky."""
     rng = np.random.default_rng(64)

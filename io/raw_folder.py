@@ -72,10 +72,3 @@ def group_visits(exposures: Iterable[ExposureInfo]) -> tuple[dict[int, dict[int,
             where = {"visit": info.visit, "detector": info.detector, "path": info.path}
             doubles.append(FileError(f"a second raw file of one exposure, the first is {first}", **where))
     return dict(visits), doubles
-
-
-def discover_visits(raw_dir: str | Path, camera: RawCamera) -> tuple[dict[int, dict[int, str]], list[NightstreamError]]:
-    """Return the science visits under ``raw_dir`` and what was wrong with other files there."""
-    folder = read_raw_folder([raw_dir], camera)
-    visits, doubles = group_visits(folder.select("science"))
-    return visits, [*folder.problems, *doubles]

@@ -54,6 +54,9 @@ def read_calibrations(directory: str | Path, camera: str, detector: Detector) ->
     Raises CalibrationError, naming the file, when there are none, or they are of another camera, detector or shape.
     """
     path = calibration_path(directory, camera, detector.id)
+    if not path.exists():
+        where = {"detector": detector.id, "path": str(path)}
+        raise CalibrationError(f"no calibrations of detector {detector.id} of camera {camera}", **where)
     try:
         with open_file(path, CONTENT) as file:
             calibrations = _read(file)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from nightstream.engine.memory import to_host
 from nightstream.engine.values import Template
-from nightstream.errors import InputError
+from nightstream.errors import FileError, InputError
 from nightstream.io.hdf5_file import create_file, open_file, read_mapping, read_record, write_mapping, write_record
 from nightstream.io.hdf5_values import (
     describe_file,
@@ -56,6 +56,8 @@ def read_template(directory: str | Path, band: str, detector: int) -> Template:
     Raises FileError when there is none or it cannot be read, InputError when it is of another band or detector.
     """
     path = template_path(directory, band, detector)
+    if not path.exists():
+        raise FileError(f"no template of detector {detector} in band {band}", detector=detector, path=str(path))
     with open_file(path, CONTENT) as file:
         found, wanted = (str(file.attrs["band"]), int(file.attrs["detector"])), (band, detector)
         if found != wanted:

@@ -170,7 +170,7 @@ def move_away(path: Path) -> None:
 
 
 CALIBRATIONS = {
-    "missing": (Path.unlink, "does not exist"),
+    "missing": (Path.unlink, "no calibrations of detector"),
     "truncated": (truncate, "could not read calibrations"),
     "empty": (lambda path: path.write_bytes(b""), "could not read calibrations"),
     "text": (lambda path: path.write_text("not HDF5"), "could not read calibrations"),
@@ -180,7 +180,7 @@ CALIBRATIONS = {
     "all masked": (mask_all, r"100\.0% of the pixels are unusable"),
 }
 TEMPLATES = {
-    "missing": (Path.unlink, "does not exist"),
+    "missing": (Path.unlink, "no template of detector"),
     "truncated": (truncate, "could not read template"),
     "empty": (lambda path: path.write_bytes(b""), "could not read template"),
     "calibrations": (

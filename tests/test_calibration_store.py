@@ -34,7 +34,7 @@ def test_calibrations_of_nothing(tmp_path):
 def test_wrong_calibrations_are_refused(tmp_path):
     """Missing files, another shape, camera or detector: the message says got, wanted and where."""
     path = write_calibrations(tmp_path, "cam", make_calibrations())
-    with pytest.raises(CalibrationError, match="does not exist .*detector 8, file .*detector=008.h5"):
+    with pytest.raises(CalibrationError, match="no calibrations of detector 8 .*detector 8, file .*detector=008.h5"):
         read_calibrations(tmp_path, "cam", detector(8))
     with pytest.raises(CalibrationError, match=r"shape is \(300, 517\), wanted \(300, 516\) .*detector=007.h5"):
         read_calibrations(tmp_path, "cam", detector(shape=(300, 516)))
@@ -73,7 +73,7 @@ def test_bands_with_odd_names(tmp_path):
 
 def test_wrong_templates_are_refused(tmp_path):
     """A missing template and one of another band are told apart."""
-    with pytest.raises(FileError, match="does not exist"):
+    with pytest.raises(FileError, match="no template of detector"):
         read_template(tmp_path, "r", 7)
     path = write_template(tmp_path, 7, make_template())
     wrong = template_path(tmp_path, "r", 7)

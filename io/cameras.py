@@ -203,7 +203,8 @@ def _first_problem(error: ValidationError, what: str) -> str:
     problems = error.errors(include_url=False)
     field = ".".join(str(part) for part in problems[0]["loc"]) or "top level"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{what}, field {field}: {problems[0]['msg']}{more}"
+    text = "unknown setting" if problems[0]["type"] == "extra_forbidden" else problems[0]["msg"]
+    return f"{what}, field {field}: {text}{more}"
 
 
 def _camera(spec: CameraFile) -> RawCamera:

@@ -6,12 +6,13 @@ import subprocess
 import sys
 
 import pytest
+import typer
 from fake_hosts import FakeHost
 from typer.testing import CliRunner
 
 from nightstream.cli import app
 from nightstream.commands import run as run_module
-from nightstream.commands.common import Settings, load_settings
+from nightstream.commands.common import Settings, errors_end_the_command, load_settings
 from nightstream.engine.values import ExposureInfo
 from nightstream.errors import ConfigError, FileError
 from nightstream.io.cameras import load_camera
@@ -71,7 +72,8 @@ def test_info_names_packages_devices_and_cameras():
         (("run", "raws", "-c", "nowhere", "-o", "out"), "got camera 'nowhere'"),
         (("run", ".", "-c", "efosc2", "-o", "out", "-d", "99"), "camera efosc2 has no detector 99"),
         (("run", ".", "-c", "efosc2", "-o", "out", "--calibrations", "nowhere"), "nowhere"),
-        (("run", ".", "-c", "efosc2", "-o", "out", "--executor", "cloud"), "scheduler.executor"),
+        (("run", ".", "-c", "efosc2", "-o", "out", "--executor", "cloud"), "'cloud' is not one of"),
+        (("run", ".", "-c", "efosc2", "-o", "out", "--device", "tpu"), "'tpu' is not one of"),
         (("run", ".", "-c", "efosc2", "-o", "out"), "no science exposures of efosc2"),
         (("calibrate", ".", "-c", "efosc2", "-o", "out"), "no bias, dark or flat of efosc2"),
         (("template", ".", "-c", "efosc2", "-o", "out"), "no science exposures of efosc2"),
@@ -174,6 +176,38 @@ def test_run_says_what_failed(fake_night, tmp_path):
     assert result.exit_code == 1
     assert "visit 2: 0 of 1 detectors" in result.output and "FAILED: detector 0" in result.output
     assert "unreadable" in result.output and "visit 1: 1 of 1 detectors" in result.output
+
+
+def test_selection_that_leaves_nothing_says_what_there_is(fake_night, tmp_path):
+    """Status 2, and the bands and visits that could have been asked for."""
+    fake_night("good.fits")
+    result = invoke("run", "raws", "-c", "efosc2", "-o", tmp_path, "--band", "r")
+    assert result.exit_code == 2
+    assert "that was asked for; there are detector 0; band g; visit 1, 2" in result.output
+
+
+def test_run_says_what_its_products_will_lack(fake_night, tmp_path):
+    """A forgotten option is told at the start, not found in the morning."""
+    fake_night("good.fits")
+    result = invoke("run", "raws", "-c", "efosc2", "-o", tmp_path)
+    assert "no --calibrations" in result.output and "no --templates" in result.output
+
+
+def test_wrong_catalogue_ends_the_run_before_it_begins(fake_night, tmp_path):
+    """One error, not one for every detector of every visit; nothing is written."""
+    fake_night("good.fits")
+    catalogue = tmp_path / "positions.csv"
+    catalogue.write_text("a,b\n1,2\n")
+    result = invoke("run", "raws", "-c", "efosc2", "-o", tmp_path / "out", "--positions", catalogue)
+    assert result.exit_code == 1 and "got columns a, b, wanted ra, dec too" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_module_names_the_extra_that_brings_it(capsys):
+    """Whoever asks for a picture without matplotlib is told what to install."""
+    with pytest.raises(typer.Exit), errors_end_the_command():
+        raise ModuleNotFoundError("No module named 'matplotlib.figure'", name="matplotlib.figure")
+    assert "pip install 'nightstream[plot]'" in capsys.readouterr().err
 
 
 def test_unreadable_raw_file_fails_the_run_but_not_the_visits(fake_night, tmp_path):

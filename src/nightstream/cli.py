@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,13 +17,29 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+class DeviceName(StrEnum):
+    """Where the pixels are worked on."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+class ExecutorName(StrEnum):
+    """What runs the workers."""
+
+    RAY = "ray"
+    LOCAL = "local"
+
+
 Camera = Annotated[str, typer.Option("--camera", "-c", help="Name of a camera (see info), or a YAML file.")]
 Raws = Annotated[list[Path], typer.Argument(help="Raw FITS files, or folders of them.", show_default=False)]
 Detectors = Annotated[list[int], typer.Option("--detector", "-d", help="Only this detector; may be repeated.")]
 Bands = Annotated[list[str], typer.Option("--band", "-b", help="Only this band; may be repeated.")]
 Visits = Annotated[list[int], typer.Option("--visit", help="Only this visit; may be repeated.")]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with sections engine and scheduler.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or gpu.")]
+Device = Annotated[DeviceName, typer.Option("--device", help="auto: a GPU where one works, else the CPU.")]
 Calibrations = Annotated[Path | None, typer.Option("--calibrations", help="Store made by calibrate.", exists=True)]
 Reference = Annotated[Path | None, typer.Option("--reference", help="Reference stars, CSV or HDF5.", exists=True)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
@@ -54,9 +71,11 @@ def run(
     band: Bands = [],  # noqa: B006
     visit: Visits = [],  # noqa: B006
     config: Config = None,
-    device: Device = "auto",
-    executor: Annotated[str | None, typer.Option("--executor", help="ray, or local for this process alone.")] = None,
-    actors: Annotated[int | None, typer.Option("--actors", help="Workers; 0: as many as run well.")] = None,
+    device: Device = DeviceName.AUTO,
+    executor: Annotated[
+        ExecutorName | None, typer.Option("--executor", help="Ray actors (the default), or this process alone.")
+    ] = None,
+    actors: Annotated[int | None, typer.Option("--actors", help="Workers; 0 (the default): as many as run well.")] = None,
     gpus_per_actor: Annotated[float | None, typer.Option("--gpus-per-actor", help="May be a fraction.")] = None,
     steps_per_sigma: Annotated[
         int | None, typer.Option("--steps-per-sigma", min=1, help="Round pixels to sigma over this (16 is good).")
@@ -66,7 +85,12 @@ def run(
     """Process raw visits into calibrated images, differences and sources, as HDF5."""
     from nightstream.commands.run import RunOptions, run_command
 
-    scheduler = {"executor": executor, "actors": actors, "num_gpus_per_actor": gpus_per_actor, "verbose": verbose or None}
+    scheduler = {
+        "executor": executor and executor.value,
+        "actors": actors,
+        "num_gpus_per_actor": gpus_per_actor,
+        "verbose": verbose or None,
+    }
     run_command(
         RunOptions(
             raws=raws,
@@ -80,7 +104,7 @@ def run(
             bands=band,
             visits=visit,
             config=config,
-            device=device,
+            device=device.value,
             scheduler=scheduler,
             steps_per_sigma=steps_per_sigma,
         )
@@ -113,7 +137,7 @@ def template(
     band: Bands = [],  # noqa: B006
     visit: Visits = [],  # noqa: B006
     config: Config = None,
-    device: Device = "auto",
+    device: Device = DeviceName.AUTO,
 ) -> None:
     """Coadd visits of one field into the template of each detector and band."""
     from nightstream.commands.template import TemplateOptions, template_command
@@ -129,7 +153,7 @@ def template(
             bands=band,
             visits=visit,
             config=config,
-            device=device,
+            device=device.value,
         )
     )
 
@@ -166,8 +190,8 @@ def info() -> None:
 def simulate(
     output: Output,
     detectors: Annotated[int, typer.Option("--detectors", min=1, help="Number of detectors.")] = 2,
-    template_visits: Annotated[int, typer.Option("--template-visits", min=0)] = 4,
-    science_visits: Annotated[int, typer.Option("--science-visits", min=0)] = 4,
+    template_visits: Annotated[int, typer.Option("--template-visits", min=0, help="Visits to build templates from.")] = 4,
+    science_visits: Annotated[int, typer.Option("--science-visits", min=0, help="Visits to process.")] = 4,
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same bits.")] = 1,
 ) -> None:
     """Simulate a small survey with known truth: raw frames, reference catalogue, truth tables."""

@@ -15,6 +15,7 @@ from nightstream.errors import ConfigError, NightstreamError
 
 if TYPE_CHECKING:
     from nightstream.engine.config import EngineConfig
+    from nightstream.engine.values import ExposureInfo
     from nightstream.io.cameras import RawCamera
     from nightstream.scheduler.config import SchedulerConfig
 
@@ -22,6 +23,8 @@ console = Console(soft_wrap=True, highlight=False)
 error_console = Console(stderr=True, soft_wrap=True, highlight=False)
 
 FAILURE, USAGE = 1, 2  # exit status
+EXTRA_OF = {"matplotlib": "plot", "cupy": "cuda13-wheels"}  # module: what installs it
+SHOWN = 8  # values of a list in a message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +44,8 @@ def errors_end_the_command() -> Iterator[None]:
     except NightstreamError as error:
         stop(str(error), USAGE if isinstance(error, ConfigError) else FAILURE)
     except ImportError as error:
-        stop(f"{error}; is an extra of nightstream not installed?", FAILURE)
+        extra = EXTRA_OF.get((error.name or "").partition(".")[0])
+        stop(f"{error}; pip install 'nightstream[{extra}]'" if extra else f"broken installation: {error}", FAILURE)
 
 
 def stop(message: str, status: int) -> None:
@@ -98,6 +102,21 @@ def find_camera(name: str) -> RawCamera:
         return load_camera(name)
     except NightstreamError as error:
         raise ConfigError(error.message, path=error.path) from None
+
+
+def nothing_chosen(kind: str, camera: RawCamera, raws: Iterable[Path], present: Iterable[ExposureInfo]) -> ConfigError:
+    """The usage error of a command that finds nothing to do; what else of this kind is there may show why."""
+    message, present = f"no {kind} of {camera.name} in {', '.join(map(str, raws))}", list(present)
+    if present:
+        there = {name: sorted({getattr(info, name) for info in present}) for name in ("detector", "band", "visit")}
+        listed = "; ".join(f"{name} {_shortened(values)}" for name, values in there.items())
+        message += f" that was asked for; there are {listed}"
+    return ConfigError(message)
+
+
+def _shortened(values: list) -> str:
+    more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
+    return ", ".join(map(str, values[:SHOWN])) + more
 
 
 def choose_detectors(camera: RawCamera, wanted: list[int]) -> list[int]:

@@ -20,9 +20,11 @@ from nightstream.commands.common import (
     errors_end_the_command,
     find_camera,
     load_settings,
+    nothing_chosen,
+    warn,
 )
 from nightstream.commands.tables import failures_of, print_failures, stages_table, visit_line, visits_table
-from nightstream.errors import ConfigError, NightstreamError
+from nightstream.errors import NightstreamError
 
 if TYPE_CHECKING:
     from nightstream.io.cameras import RawCamera
@@ -59,13 +61,29 @@ def run_command(options: RunOptions) -> None:
     with errors_end_the_command():
         camera = find_camera(options.camera)
         settings = load_settings(options.config, camera, options.scheduler)
+        check_inputs(options, settings)
         visits, problems = find_visits(options, camera)
-        if not visits and not problems:
-            raise ConfigError(f"no science exposures of {camera.name} in {', '.join(map(str, options.raws))}")
         detectors = sorted({detector for visit in visits for detector in visit.raw_paths})
         setups = {detector: make_setup(options, settings, detector) for detector in detectors}
         summary, reports = stream_visits(visits, setups, settings, options.output) if visits else (None, [])
     finish(summary, reports, problems)
+
+
+def check_inputs(options: RunOptions, settings: Settings) -> None:
+    """Raise now what would fail every detector alike; say what will be missing from the products."""
+    from nightstream.engine.memory import resolve_device
+    from nightstream.io.catalogues import read_positions, read_reference
+
+    if options.reference is not None:
+        read_reference(options.reference)
+    if options.positions is not None:
+        read_positions(options.positions)
+    if settings.scheduler.executor == "local":  # elsewhere the cards are the workers' alone
+        resolve_device(options.device)
+    if options.calibrations is None:
+        warn("no --calibrations: raw frames are used without bias, dark, flat and defects")
+    if options.templates is None:
+        warn("no --templates: no differences are made and no sources found")
 
 
 def find_visits(options: RunOptions, camera: RawCamera) -> tuple[list[Visit], list[NightstreamError]]:
@@ -80,6 +98,8 @@ def find_visits(options: RunOptions, camera: RawCamera) -> tuple[list[Visit], li
     problems = [*folder.problems, *doubles]
     for problem in problems:
         logger.error("left out: %s", problem)
+    if not visits and not problems:
+        raise nothing_chosen("science exposures", camera, options.raws, folder.select("science"))
     wanted, where = expected_detectors(options, camera, detectors), ", ".join(map(str, options.raws))
     found = [Visit(visit, paths, dict.fromkeys(wanted - set(paths), where)) for visit, paths in visits.items()]
     return found, problems

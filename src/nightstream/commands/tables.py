@@ -26,7 +26,7 @@ def visit_line(visit: VisitSummary) -> str:
 
 def visits_table(summary: RunSummary) -> Table:
     """A row a visit: what was done and found."""
-    table = Table(title=f"{len(summary.visits)} visits in {summary.seconds:.1f} s", title_justify="left")
+    table = Table(title=f"{_count(len(summary.visits), 'visit')} in {summary.seconds:.1f} s", title_justify="left")
     for name in ("visit", "done", "failed", "sources", "forced", "seconds", "MB"):
         table.add_column(name, justify="right", no_wrap=True)
     for visit in summary.visits:
@@ -81,6 +81,10 @@ def _cells(visit: VisitSummary) -> list[str]:
 def _what_failed(visit: VisitSummary) -> str:
     names = [str(frame.detector) for frame in visit.failed]
     return ", ".join([f"detector {name}" for name in names] + (["master"] if visit.error else []))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _known(number: int | None) -> str:

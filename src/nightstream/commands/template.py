@@ -16,9 +16,9 @@ from nightstream.commands.common import (
     errors_end_the_command,
     find_camera,
     load_settings,
+    nothing_chosen,
     warn,
 )
-from nightstream.errors import ConfigError
 
 if TYPE_CHECKING:
     from nightstream.engine.values import Calibrations, ExposureInfo
@@ -67,7 +67,7 @@ def find_exposures(options: TemplateOptions, camera: RawCamera) -> dict[Task, li
     for info in folder.select("science", detectors=detectors, bands=options.bands, visits=options.visits):
         found.setdefault((info.detector, info.band), []).append(info)
     if not found:
-        raise ConfigError(f"no science exposures of {camera.name} in {', '.join(map(str, options.raws))}")
+        raise nothing_chosen("science exposures", camera, options.raws, folder.select("science"))
     return found
 
 

@@ -63,7 +63,7 @@ class CharacterizeConfig(Section):
 
     initial_fwhm_pix: float = Field(4.0, gt=1.0)  # pixels; the guess that finds the first stars
     background_bin_pix: int = Field(128, ge=16)  # pixels; side of a background bin
-    cosmic_ray_threshold: float = Field(6.0, gt=0)  # sigma of the Laplacian
+    cosmic_ray_threshold: float = Field(5.0, gt=0)  # sigma of the Laplacian
     star_threshold: float = Field(5.0, gt=0)  # sigma; detection of stars on the visit image
     psf_size_pix: int = Field(25, ge=7)  # pixels, odd; width of the PSF image
     psf_order: int = Field(2, ge=0, le=4)  # of the polynomial by which the PSF varies; lowered when stars are few

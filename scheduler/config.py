@@ -18,7 +18,7 @@ class SchedulerConfig(BaseModel):
     executor: Literal["ray", "local"] = "ray"  # Ray actors, or this process alone
     actors: int = Field(0, ge=0)  # workers; 0: as many as run well, at most one a detector
     threads_per_actor: int = Field(0, ge=0)  # OpenMP and Numba threads of a Ray actor; 0: its share of the cores
-    num_gpus_per_actor: float = Field(0.0, ge=0)  # 0 on a CPU machine; 0.5 puts two actors on a card
+    num_gpus_per_actor: float | None = Field(None, ge=0)  # 0.5 puts two actors on a card; None: all cards, shared out
     max_in_flight: int = Field(2, ge=1)  # jobs handed to one worker and not yet answered
     max_open_visits: int = Field(4, ge=1)  # visits under way at once
     retries: int = Field(2, ge=0)  # times a detector is done again after its worker died under it

@@ -11,6 +11,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from nightstream.errors import ConfigError
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 PING_PAUSE_S = 0.2  # between questions to an actor that is being restarted
 BROKEN_EXIT = 70  # exit status of an actor that ends itself; unlike ray's exit_actor it is restarted after it
+SHARES_PER_GPU = 10_000  # as finely as Ray divides a card
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -64,24 +66,21 @@ class RayExecutor:
 
     def slots(self) -> int:
         """Actors that fit: by GPU if they need one, else one a core."""
-        resources = self._ray.cluster_resources()
-        if self._config.num_gpus_per_actor > 0:
-            return int(resources.get("GPU", 0) / self._config.num_gpus_per_actor + 1e-9)
+        resources, share = self._ray.cluster_resources(), self._config.num_gpus_per_actor
+        if share is None:
+            share = float(self._usable_cards() > 0)
+        if share > 0:
+            return int(resources.get("GPU", 0) / share + 1e-9)
         return max(1, int(resources.get("CPU", 1)))
 
     def start(self, workers: Mapping[int, Setups]) -> None:
         """Make the actors."""
-        needed, there = (
-            len(workers) * self._config.num_gpus_per_actor,
-            self._ray.cluster_resources().get("GPU", 0),
-        )
-        if needed > there:
-            raise ConfigError(
-                f"{len(workers)} actors with {self._config.num_gpus_per_actor} GPU each need {needed:g} "
-                f"GPUs; the cluster has {there:g}"
-            )
         self._setups = dict(workers)
-        self._options = actor_options(self._config, len(workers), self._all_setups())
+        share = gpu_share(self._config, len(workers), self._all_setups(), self._usable_cards())
+        needed, there = len(workers) * share, self._ray.cluster_resources().get("GPU", 0)
+        if needed > there:
+            raise ConfigError(f"{len(workers)} actors with {share:g} GPU each need {needed:g} GPUs; the cluster has {there:g}")
+        self._options = actor_options(self._config, len(workers), self._all_setups(), share)
         for worker in workers:
             self._make_actor(worker)
 
@@ -118,6 +117,10 @@ class RayExecutor:
         self._pings.clear()
         if self._owns_cluster:
             self._ray.shutdown()
+
+    def _usable_cards(self) -> float:
+        """Cards of the cluster, as far as this installation can use any."""
+        return self._ray.cluster_resources().get("GPU", 0) if find_spec("cupy") else 0
 
     def _all_setups(self) -> list:
         return [setup for setups in self._setups.values() for setup in setups]
@@ -192,15 +195,24 @@ def _init_arguments(config: SchedulerConfig) -> dict[str, Any]:
     }
 
 
-def actor_options(config: SchedulerConfig, actors: int, setups: list) -> dict[str, Any]:
+def gpu_share(config: SchedulerConfig, actors: int, setups: list, cards: float) -> float:
+    """GPUs of every actor: as configured, else the cards shared out, at most one each and none for work on the CPU."""
+    if config.num_gpus_per_actor is not None:
+        return config.num_gpus_per_actor
+    if all(setup.device == "cpu" for setup in setups):
+        return 0.0
+    return int(min(1.0, cards / actors) * SHARES_PER_GPU) / SHARES_PER_GPU
+
+
+def actor_options(config: SchedulerConfig, actors: int, setups: list, share: float) -> dict[str, Any]:
     """Ray's options of every actor: its share of the cores and GPUs, restarts, concurrency groups."""
     threads = config.threads_per_actor or max(1, usable_cores() // actors)
     environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
-    if config.num_gpus_per_actor == 0 and all(setup.device in ("auto", "cpu") for setup in setups):
+    if share == 0 and all(setup.device in ("auto", "cpu") for setup in setups):
         environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray no longer hides the cards from actors that asked for none
     return {
         "num_cpus": 0,
-        "num_gpus": config.num_gpus_per_actor,
+        "num_gpus": share,
         "max_restarts": -1,
         "max_task_retries": 0,
         "concurrency_groups": {"health": 1},

@@ -167,6 +167,25 @@ def test_more_gpus_than_there_are_is_one_clear_error(ray_cluster):
 
 
 @pytest.mark.parametrize(
+    ("configured", "device", "actors", "cards", "expected"),
+    [
+        (None, "auto", 4, 0, 0.0),
+        (None, "auto", 1, 2, 1.0),
+        (None, "gpu", 3, 1, 0.3333),  # three of them fit
+        (None, "cpu", 4, 8, 0.0),
+        (0.5, "auto", 4, 1, 0.5),
+        (0.0, "auto", 4, 8, 0.0),
+    ],
+)
+def test_cards_are_shared_out_unless_told_otherwise(configured, device, actors, cards, expected):
+    """Nobody has to know of an option for the cards of a machine to be used."""
+    from nightstream.scheduler.ray_executor import gpu_share
+
+    setups = [replace(setup, device=device) for setup in SETUPS.values()]
+    assert gpu_share(SchedulerConfig(num_gpus_per_actor=configured), actors, setups, cards) == expected
+
+
+@pytest.mark.parametrize(
     ("workers", "expected"),
     [(1, {0: [0, 1, 2]}), (2, {0: [0, 2], 1: [1]}), (5, {0: [0], 1: [1], 2: [2], 3: [0], 4: [1]})],
 )

@@ -76,7 +76,9 @@ def run(
         ExecutorName | None, typer.Option("--executor", help="Ray actors (the default), or this process alone.")
     ] = None,
     actors: Annotated[int | None, typer.Option("--actors", help="Workers; 0 (the default): as many as run well.")] = None,
-    gpus_per_actor: Annotated[float | None, typer.Option("--gpus-per-actor", help="May be a fraction.")] = None,
+    gpus_per_actor: Annotated[
+        float | None, typer.Option("--gpus-per-actor", help="May be a fraction; by default all cards are shared out.")
+    ] = None,
     steps_per_sigma: Annotated[
         int | None, typer.Option("--steps-per-sigma", min=1, help="Round pixels to sigma over this (16 is good).")
     ] = None,
@@ -85,6 +87,8 @@ def run(
     """Process raw visits into calibrated images, differences and sources, as HDF5."""
     from nightstream.commands.run import RunOptions, run_command
 
+    if device is DeviceName.CPU and gpus_per_actor is None:
+        gpus_per_actor = 0.0
     scheduler = {
         "executor": executor and executor.value,
         "actors": actors,

@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 from nightstream.engine.calibrate import build_calibrations
 from nightstream.engine.characterize import is_calibration_star
 from nightstream.engine.isr import remove_signature
+from nightstream.io.products import read_detector_products, read_visit_status
 from nightstream.kernels.mask import MaskPlane
 
 pytestmark = pytest.mark.real
@@ -143,3 +144,38 @@ def test_injected_fluxes_are_unbiased(injected):
     assert len(pull) > 200
     assert abs(np.mean(pull)) <= 0.15
     assert np.std(pull) == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.fixture(scope="module")
+def run_products(data, tmp_path_factory):
+    """All six science frames from raw files to HDF5 through the command line; a folder of products for each field."""
+    work = tmp_path_factory.mktemp("efosc2")
+    command_line("calibrate", data / "bias", data / "skyflat_g", "--output", work / "calibrations")
+    for field in FIELDS:
+        frames = sorted((data / field).glob("*.fits.fz"))
+        stores = "--calibrations", work / "calibrations", "--templates", work / field / "templates"
+        command_line("template", *frames[:2], *stores[:2], "--output", stores[3])
+        command_line("run", *frames, *stores, "--executor", "local", "--output", work / field / "products")
+    return {field: work / field / "products" for field in FIELDS}
+
+
+def command_line(command, *arguments):
+    """Run `nightstream COMMAND ... --camera efosc2`, which must succeed."""
+    from typer.testing import CliRunner
+
+    from nightstream.cli import app
+
+    done = CliRunner().invoke(app, [command, *map(str, arguments), "--camera", "efosc2"])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_all_science_frames_go_through_run(run_products, field):
+    """Three visits each leave a product with a difference and sources, and a master that says done."""
+    visits = sorted(run_products[field].glob("visit=*"))
+    assert len(visits) == 3
+    for visit in visits:
+        (status,) = read_visit_status(visit / "visit.h5")
+        products = read_detector_products(visit / "detector=000.h5")
+        assert status["status"] == "done" and products.difference is not None
+        assert products.summary["n_matched_stars"] >= CONFIG.characterize.min_matches

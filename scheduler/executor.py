@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nightstream.scheduler.messages import DetectorJob, DetectorReport, WorkerSetup
+
+if TYPE_CHECKING:
+    from nightstream.scheduler.config import SchedulerConfig
 
 Setups = tuple[WorkerSetup, ...]  # the detectors that share one worker
 
@@ -84,6 +87,17 @@ def make_worker_host(setups: Setups) -> Host:
     from nightstream.scheduler.worker import WorkerHost
 
     return WorkerHost(setups)
+
+
+def make_executor(config: SchedulerConfig) -> Executor:
+    """The executor that the configuration names."""
+    if config.executor == "ray":
+        from nightstream.scheduler.ray_executor import RayExecutor
+
+        return RayExecutor(config)
+    from nightstream.scheduler.local_executor import LocalExecutor, ThreadExecutor
+
+    return ThreadExecutor(config.actors) if config.actors > 1 else LocalExecutor()
 
 
 def place_setups(setups: Mapping[int, WorkerSetup], workers: int) -> dict[int, Setups]:

@@ -29,7 +29,7 @@ from nightstream.report.quicklook import save_quicklook
 from nightstream.report.tables import accuracy_table, visit_table
 from nightstream.report.triplets import Triplet, choose_best, describe, make_triplet, save_triplets
 from nightstream.scheduler.config import SchedulerConfig
-from nightstream.scheduler.executor import place_setups
+from nightstream.scheduler.executor import make_executor, place_setups
 from nightstream.scheduler.messages import WorkerSetup
 from nightstream.scheduler.run import RunHooks, RunSummary, Visit, run_visits
 from nightstream.simulate.survey import BAND, Survey, simulate_survey
@@ -90,7 +90,7 @@ def run_demo(
     with steps.progress:
         survey = _simulate(output, steps, n_detectors=n_detectors, n_template_visits=n_template_visits,
                            n_science_visits=n_science_visits, seed=seed)  # fmt: skip
-        _calibrate(survey, device, steps)
+        _calibrate(survey, steps)
         _make_templates(survey, device, steps)
         run = _process(survey, device, scheduler, steps)
         with steps.step("compare with the truth", 1):
@@ -131,7 +131,7 @@ def _simulate(output: Path, steps: _Steps, **numbers: int) -> Survey:
         return simulate_survey(output, camera=CAMERA, workers=min(usable_cores(), 8), progress=progress, **numbers)
 
 
-def _calibrate(survey: Survey, device: str, steps: _Steps) -> None:
+def _calibrate(survey: Survey, steps: _Steps) -> None:
     """Build and store bias, dark, flat and defects of every detector."""
     config = engine_config(survey.camera)
     with steps.step("build calibrations", len(survey.detectors)) as advance:
@@ -172,23 +172,13 @@ def _process(survey: Survey, device: str, scheduler: SchedulerConfig, steps: _St
     science = [visit for visit in survey.visits if visit.role == "science"]
     visits = [Visit(v.id, {d: str(survey.raw_path(v, d)) for d in survey.detectors}) for v in science]
     with steps.step("process science visits", len(science) * len(survey.detectors)) as advance:
-        executor = _executor(scheduler)
+        executor = make_executor(scheduler)
         workers = place_setups(setups, min(scheduler.actors or executor.slots(), len(setups)))
         hooks = RunHooks(
             on_report=advance,
             write_master=lambda visit, reports: write_visit_master(_product_dir(survey), visit, reports),
         )
         return run_visits(visits, workers, executor, scheduler.policy(), hooks)
-
-
-def _executor(scheduler: SchedulerConfig):
-    if scheduler.executor == "ray":
-        from nightstream.scheduler.ray_executor import RayExecutor
-
-        return RayExecutor(scheduler)
-    from nightstream.scheduler.local_executor import LocalExecutor
-
-    return LocalExecutor()
 
 
 def _worker_setup(survey: Survey, detector: int, device: str) -> WorkerSetup:

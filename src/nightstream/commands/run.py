@@ -25,10 +25,10 @@ from nightstream.commands.common import (
 )
 from nightstream.commands.tables import failures_of, print_failures, stages_table, visit_line, visits_table
 from nightstream.errors import NightstreamError
+from nightstream.scheduler.executor import make_executor
 
 if TYPE_CHECKING:
     from nightstream.io.cameras import RawCamera
-    from nightstream.scheduler.executor import Executor
     from nightstream.scheduler.messages import DetectorReport, WorkerSetup
     from nightstream.scheduler.run import RunSummary, Visit
 
@@ -136,17 +136,6 @@ def make_setup(options: RunOptions, settings: Settings, detector: int) -> Worker
     )
 
 
-def make_executor(settings: Settings) -> Executor:
-    """The executor that the configuration names."""
-    if settings.scheduler.executor == "ray":
-        from nightstream.scheduler.ray_executor import RayExecutor
-
-        return RayExecutor(settings.scheduler)
-    from nightstream.scheduler.local_executor import LocalExecutor, ThreadExecutor
-
-    return ThreadExecutor(settings.scheduler.actors) if settings.scheduler.actors > 1 else LocalExecutor()
-
-
 def stream_visits(
     visits: list[Visit], setups: Mapping[int, WorkerSetup], settings: Settings, output: Path
 ) -> tuple[RunSummary, list[DetectorReport]]:
@@ -155,7 +144,7 @@ def stream_visits(
     from nightstream.scheduler.executor import place_setups
     from nightstream.scheduler.run import RunHooks, run_visits
 
-    executor = make_executor(settings)
+    executor = make_executor(settings.scheduler)
     actors = settings.scheduler.actors or max(1, min(len(setups), executor.slots()))
     failed: list[DetectorReport] = []
     total = sum(len(visit.raw_paths) + len(visit.missing) for visit in visits)

@@ -54,11 +54,16 @@ def save_quicklook(path_h5: str | Path, out_png: str | Path) -> Path:
             panels, heading = _image_panels(pixels), f"template, band {file.attrs['band']}, detector {file.attrs['detector']}"
         elif content == CALIBRATIONS:
             names = [name for name in ("bias", "dark", "flat") if name in file]
-            panels = [Panel(f"master {name}", read_masked_image(file[name]), linear=True) for name in names]
+            panels = [_master_panel(name, read_masked_image(file[name]), file[name]["image"].attrs["unit"]) for name in names]
             heading = f"calibrations, {file.attrs['camera']}, detector {file.attrs['detector']}"
     if content == PRODUCTS:
         panels, heading = _product_panels(read_detector_products(path_h5))
     return save_panels(panels, out_png, heading)
+
+
+def _master_panel(name: str, pixels: MaskedImage, unit: str) -> Panel:
+    level, noise = level_and_noise(pixels.image)
+    return Panel(f"master {name}: {level:.4g} ± {noise:.2g} {unit}".rstrip(), pixels, linear=True)
 
 
 def _image_panels(pixels: MaskedImage) -> list[Panel]:
@@ -71,7 +76,7 @@ def _product_panels(products: DetectorProducts) -> tuple[list[Panel], str]:
     if products.difference is not None:
         sources = products.dia_sources
         reliable = is_reliable(sources)
-        title = f"difference: {int(reliable.sum())} sources (red), {int((~reliable).sum())} flagged (blue)"
+        title = f"difference: {int(reliable.sum())} clean (red), {int((~reliable).sum())} flagged sources (blue)"
         panels.append(Panel(title, products.difference.pixels, sources, with_mask=True, linear=True))
     return panels, f"visit {info.visit}, detector {info.detector}, band {info.band}, {info.exposure_time_s:g} s"
 

@@ -143,7 +143,7 @@ def _draw_panel(axes, triplet: Triplet, name: str) -> None:
         axes.imshow(asinh_stretch(image, level, noise, top), origin="lower", cmap="gray_r", vmin=0.0, vmax=1.0,
                     interpolation="nearest")  # fmt: skip
     axes.set(xticks=[], yticks=[], facecolor="#e8eef5")
-    middle, gap, arm = image.shape[0] // 2, 6.0, 5.0
+    middle, gap, arm = image.shape[0] // 2, 8.0, 5.0
     for dx, dy in ((1, 0), (0, 1)):
         axes.plot([middle - dx * (gap + arm), middle - dx * gap], [middle - dy * (gap + arm), middle - dy * gap],
                   color="#d62728", lw=1.3)  # fmt: skip

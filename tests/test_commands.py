@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -78,3 +80,16 @@ def test_export_writes_fits_with_the_same_pixels(night, tmp_path):
     succeed("export", product, tmp_path / "out.fits")
     with fits.open(tmp_path / "out.fits") as hdus:
         np.testing.assert_array_equal(hdus["DIFFERENCE"].data, read_detector_products(product).difference.pixels.image)
+
+
+def test_raws_named_from_here_are_found_by_workers_elsewhere(small_survey, tmp_path, monkeypatch):
+    """A relative path on the command line becomes absolute before a worker, perhaps on another machine, gets it."""
+    from nightstream.commands.run import RunOptions, find_visits
+
+    monkeypatch.chdir(small_survey.root)
+    options = RunOptions(
+        raws=[Path("raw/science")], camera=str(CAMERA), output=tmp_path, detectors=[], bands=[], visits=[], scheduler={}
+    )
+    visits, _ = find_visits(options, load_camera(CAMERA))
+    assert len(visits) == 2
+    assert all(Path(path).is_absolute() for visit in visits for path in visit.raw_paths.values())

@@ -92,7 +92,7 @@ def find_visits(options: RunOptions, camera: RawCamera) -> tuple[list[Visit], li
     from nightstream.scheduler.run import Visit
 
     detectors = choose_detectors(camera, options.detectors)
-    folder = read_raw_folder(options.raws, camera)
+    folder = read_raw_folder([path.absolute() for path in options.raws], camera)  # workers may run elsewhere
     chosen = folder.select("science", detectors=detectors, bands=options.bands, visits=options.visits)
     visits, doubles = group_visits(chosen)
     problems = [*folder.problems, *doubles]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -201,6 +203,24 @@ def test_wrong_catalogue_ends_the_run_before_it_begins(fake_night, tmp_path):
     result = invoke("run", "raws", "-c", "efosc2", "-o", tmp_path / "out", "--positions", catalogue)
     assert result.exit_code == 1 and "got columns a, b, wanted ra, dec too" in result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(find_spec("cupy") is not None, reason="needs an installation without CuPy")
+@pytest.mark.parametrize("executor", ["ray", "local"])
+def test_gpu_without_cupy_ends_the_run_before_it_begins(executor, fake_night, tmp_path):
+    """Who asks for a card that cannot be used is told once, and how to mend it."""
+    fake_night("good.fits")
+    result = invoke("run", "raws", "-c", "efosc2", "-o", tmp_path / "out", "--device", "gpu", "--executor", executor)
+    assert result.exit_code == 1 and "pip install 'nightstream[cuda13-wheels]'" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("complete", "status"), [(True, 0), (False, 1)])
+def test_demo_tells_failures_by_its_status(complete, status, monkeypatch, tmp_path):
+    """A demonstration that lost a detector is no success."""
+    result = SimpleNamespace(run=SimpleNamespace(is_complete=complete))
+    monkeypatch.setattr("nightstream.demo.run_demo", lambda output: result)
+    assert invoke("demo", "-o", tmp_path).exit_code == status
 
 
 def test_missing_module_names_the_extra_that_brings_it(capsys):

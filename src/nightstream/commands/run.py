@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +79,9 @@ def check_inputs(options: RunOptions, settings: Settings) -> None:
         read_reference(options.reference)
     if options.positions is not None:
         read_positions(options.positions)
-    if settings.scheduler.executor == "local":  # elsewhere the cards are the workers' alone
-        resolve_device(options.device)
+    has_cupy, scheduler = find_spec("cupy") is not None, settings.scheduler
+    if scheduler.executor == "local" or (scheduler.address == "local" and not has_cupy):
+        resolve_device(options.device)  # not asked of Ray's cards: they are the workers' alone
     if options.calibrations is None:
         warn("no --calibrations: raw frames are used without bias, dark, flat and defects")
     if options.templates is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nightstream.commands.common import console, errors_end_the_command
+from nightstream.commands.common import FAILURE, console, errors_end_the_command, stop
 
 
 def simulate_command(output: Path, detectors: int, template_visits: int, science_visits: int, seed: int) -> None:
@@ -29,8 +29,9 @@ def simulate_command(output: Path, detectors: int, template_visits: int, science
 
 
 def demo_command(output: Path) -> None:
-    """Run the demonstration."""
+    """Run the demonstration; exit with 1 if a detector failed."""
     with errors_end_the_command():
         from nightstream.demo import run_demo
 
-        run_demo(output)
+        if not run_demo(output).run.is_complete:
+            stop("not everything was processed; what failed is told above", FAILURE)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from nightstream.engine.measure import source_ids
 from nightstream.engine.pipeline import DetectorPipeline
-from nightstream.engine.values import Calibrations, DetectorProducts, RawDetector
+from nightstream.engine.values import DetectorProducts, RawDetector
 from nightstream.errors import InputError
-from nightstream.io.calibrations import read_calibrations
+from nightstream.io.calibrations import find_calibrations
 from nightstream.io.cameras import engine_config, load_camera
 from nightstream.io.catalogues import read_positions, read_reference
 from nightstream.io.products import write_detector_products
@@ -32,7 +32,7 @@ class ResidentDetector:
             raise InputError(f"camera {self.camera.name} has no detector {setup.detector}")
         self.detector = self.camera.detectors[setup.detector]
         self.config = engine_config(self.camera, setup.config)
-        self.calibrations = self._read_calibrations()
+        self.calibrations = find_calibrations(setup.calibration_dir, self.camera.name, self.detector)
         self.reference = read_reference(setup.reference) if setup.reference else None
         self.positions = read_positions(setup.forced_positions) if setup.forced_positions else None
         self._pipelines: dict[str, DetectorPipeline] = {}
@@ -76,11 +76,6 @@ class ResidentDetector:
             self.calibrations = pipeline.calibrations  # on the device from now on
             self._pipelines[band] = pipeline
         return self._pipelines[band]
-
-    def _read_calibrations(self) -> Calibrations:
-        if self.setup.calibration_dir is None:
-            return Calibrations(detector=self.detector.id)
-        return read_calibrations(self.setup.calibration_dir, self.camera.name, self.detector)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:

@@ -21,7 +21,7 @@ from nightstream.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from nightstream.engine.values import Calibrations, ExposureInfo
+    from nightstream.engine.values import ExposureInfo
     from nightstream.io.cameras import RawCamera
 
 Task = tuple[int, str]  # detector, band
@@ -77,6 +77,7 @@ def _make_with(
     """The function that makes and writes one template."""
     from nightstream.engine.pipeline import DetectorPipeline, calibrate_together
     from nightstream.engine.template import build_template
+    from nightstream.io.calibrations import find_calibrations
     from nightstream.io.catalogues import read_reference
     from nightstream.io.raw import read_raw
     from nightstream.io.templates import write_template
@@ -86,7 +87,7 @@ def _make_with(
     def make(task: Task) -> None:
         detector, band = task
         geometry, infos = camera.detectors[detector], found[task]
-        calibrations = _calibrations(options.calibrations, camera, detector)
+        calibrations = find_calibrations(options.calibrations, camera.name, geometry)
         pipeline = DetectorPipeline(geometry, calibrations, None, settings.config, options.device, reference=reference)
         calibrated = calibrate_together(pipeline, (read_raw(info.path, camera, detector) for info in infos))
         exposures = (done.exposure for done in calibrated)
@@ -95,12 +96,3 @@ def _make_with(
         console.print(f"detector {detector}, band {band}: {len(infos)} visits -> {path}", markup=False)
 
     return make
-
-
-def _calibrations(directory: Path | None, camera: RawCamera, detector: int) -> Calibrations:
-    from nightstream.engine.values import Calibrations
-    from nightstream.io.calibrations import read_calibrations
-
-    if directory is None:
-        return Calibrations(detector=detector)
-    return read_calibrations(directory, camera.name, camera.detectors[detector])

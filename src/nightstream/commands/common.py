@@ -110,7 +110,7 @@ def nothing_chosen(kind: str, camera: RawCamera, raws: Iterable[Path], present: 
     if present:
         there = {name: sorted({getattr(info, name) for info in present}) for name in ("detector", "band", "visit")}
         listed = "; ".join(f"{name} {_shortened(values)}" for name, values in there.items())
-        message += f" that was asked for; there are {listed}"
+        message += f" as asked for; there are {listed}"
     return ConfigError(message)
 
 

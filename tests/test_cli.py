@@ -185,7 +185,7 @@ def test_selection_that_leaves_nothing_says_what_there_is(fake_night, tmp_path):
     fake_night("good.fits")
     result = invoke("run", "raws", "-c", "efosc2", "-o", tmp_path, "--band", "r")
     assert result.exit_code == 2
-    assert "that was asked for; there are detector 0; band g; visit 1, 2" in result.output
+    assert "as asked for; there are detector 0; band g; visit 1, 2" in result.output
 
 
 def test_run_says_what_its_products_will_lack(fake_night, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 from nightstream.engine.config import CharacterizeConfig
 from nightstream.engine.sources import host_table, measure_sources
 from nightstream.engine.values import Exposure, ExposureInfo, MaskedImage, Table
-from nightstream.errors import UnprocessableError
+from nightstream.errors import InputError, UnprocessableError
 from nightstream.kernels.background import fit_background
 from nightstream.kernels.cosmic_rays import find_cosmic_rays
 from nightstream.kernels.detection import detect, mark_detected
@@ -118,11 +118,16 @@ def register(
 ) -> Registration:
     """Correct the WCS by an affine map of the pixels and measure the flux scale, from stars matched to the reference.
 
-    Raises UnprocessableError with the counts when fewer than ``config.min_matches`` stars match.
+    Raises UnprocessableError with the counts when fewer than ``config.min_matches`` stars match, or without a WCS to start
+    from, InputError without an exposure time.
     """
+    if not info.exposure_time_s > 0:
+        raise InputError(f"got an exposure time of {info.exposure_time_s:g} s, wanted more than 0")
     nominal = 10 ** (0.4 * (AB_ZERO_NJY - info.zero_point)) / info.exposure_time_s
-    if reference is None or wcs is None:
+    if reference is None:
         return Registration(wcs=wcs, njy_per_electron=nominal)
+    if wcs is None:
+        raise UnprocessableError("the raw header has no WCS, wanted an approximate one to find the reference stars with")
     good = np.flatnonzero(is_calibration_star(stars, config.calibration_min_snr))
     x, y, flux = (stars[name][good] for name in ("x", "y", "psf_flux"))
     predicted_x, predicted_y, catalogue_flux = _predict(reference, wcs, x, y, config.registration_radius_pix)

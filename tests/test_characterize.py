@@ -1,12 +1,14 @@
 """What is learnt from a visit image with known truth: sky, PSF, WCS and zero point."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from nightstream.engine.characterize import characterize, flux_scale, register
 from nightstream.engine.config import CharacterizeConfig
 from nightstream.engine.values import ExposureInfo, MaskedImage
-from nightstream.errors import UnprocessableError
+from nightstream.errors import InputError, UnprocessableError
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.psf import PsfModel
 from nightstream.kernels.wcs import Wcs
@@ -101,6 +103,15 @@ def test_too_few_matches_say_how_many(scene):
     ra, dec = TRUE_WCS.sky_from_pixel(rng.uniform(0, 420, 60), rng.uniform(0, 400, 60))
     with pytest.raises(UnprocessableError, match=r"\d+ of \d+ stars|of \d+ and \d+"):
         characterize(pixels, INFO, TRUE_WCS, {"ra": ra, "dec": dec, "flux": np.ones(60)}, CharacterizeConfig())
+
+
+def test_a_frame_without_wcs_or_time_is_refused(scene):
+    """What cannot be registered or calibrated says why; without a reference no WCS is needed."""
+    pixels, catalogue = scene
+    with pytest.raises(UnprocessableError, match="the raw header has no WCS"):
+        characterize(pixels, INFO, None, catalogue, CharacterizeConfig())
+    with pytest.raises(InputError, match="got an exposure time of 0 s, wanted more than 0"):
+        characterize(pixels, replace(INFO, exposure_time_s=0.0), TRUE_WCS, catalogue, CharacterizeConfig())
 
 
 def test_flux_scale_ignores_variables():

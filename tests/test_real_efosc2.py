@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from efosc2 import CONFIG, DITHERS, FIELDS, calibrated, detector, inject, pipeline_for, raws
+from efosc2 import CONFIG, DITHERS, FIELDS, calibrated, calibrations, detector, inject, pipeline_for, raws
 from realdata import real_data
 from scipy import ndimage
 from scipy.spatial import cKDTree

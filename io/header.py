@@ -1,8 +1,8 @@
-"""FITS headers as values: which keyword means what in a camera, and header text <-> cards.
+"""FITS headers as values: which keyword means what in a camera, and a header as text.
 
 A camera's YAML says by `Rule`s how its headers spell visit, detector, band, times and kind; `exposure_info`
 applies them.
-WCS cards are in `wcs_cards.py`.
+WCS cards, and text back to cards, are in `wcs_cards.py`.
 """
 
 from __future__ import annotations
@@ -87,13 +87,6 @@ class HeaderRules(Strict):
 def header_text(header: Header) -> str:
     """Cards of ``header``, newline separated, without padding; CONTINUE cards are kept."""
     return header.tostring(sep="\n", endcard=False, padding=False)
-
-
-def header_from_text(text: str) -> Header:
-    """Inverse of `header_text`."""
-    from astropy.io import fits
-
-    return fits.Header.fromstring(text, sep="\n")
 
 
 def check_camera(header: Header, camera: str, rules: HeaderRules) -> None:

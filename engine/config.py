@@ -137,6 +137,29 @@ class MeasureConfig(Section):
     star_wing_radius_fwhm: float = Field(3.5, ge=0)  # PSF FWHMs to which the wings reach
 
 
+class ForceConfig(Section):
+    """Forced photometry at known positions."""
+
+
+class CutoutConfig(Section):
+    """The stamps that travel with an alert."""
+
+    min_size_pix: int = Field(30, ge=5)  # pixels; side of the smallest stamp
+    max_size_pix: int = Field(102, ge=5)  # pixels; side of the largest
+
+
+class AssociateConfig(Section):
+    """Which DIASource belongs to which object."""
+
+    radius_arcsec: float = Field(1.0, gt=0)  # arcsec; farther pairs are never matched
+
+
+class DiaObjectConfig(Section):
+    """The columns of a DIAObject, from its history."""
+
+    history_days: float = Field(365.0, gt=0)  # days; older measurements are forgotten
+
+
 class EngineConfig(Section):
     """All stages of one detector."""
 
@@ -146,3 +169,7 @@ class EngineConfig(Section):
     template: TemplateConfig = Field(default_factory=TemplateConfig)
     difference: DifferenceConfig = Field(default_factory=DifferenceConfig)
     measure: MeasureConfig = Field(default_factory=MeasureConfig)
+    force: ForceConfig = Field(default_factory=ForceConfig)
+    cutout: CutoutConfig = Field(default_factory=CutoutConfig)
+    associate: AssociateConfig = Field(default_factory=AssociateConfig)
+    dia_object: DiaObjectConfig = Field(default_factory=DiaObjectConfig)

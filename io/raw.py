@@ -63,16 +63,30 @@ def read_raw(path: str | Path, camera: RawCamera, detector_id: int | None = None
 
 def read_info(path: str | Path, camera: RawCamera) -> ExposureInfo:
     """Read who, when and what a raw file is, from its headers alone. Errors as those of `read_raw`."""
+    with _headers(path) as hdus:
+        header = _facts(hdus, camera)
+        check_camera(header, camera.name, camera.headers)
+        detector = find_detector(header, camera, camera.headers)
+        return exposure_info(header, camera, camera.headers, detector.id, str(path))
+
+
+def read_pointing(path: str | Path, camera: RawCamera) -> Wcs | None:
+    """Read where the assembled detector points, as far as the headers know; None if they do not. Errors as those of `read_raw`."""
+    with _headers(path) as hdus:
+        header = _facts(hdus, camera)
+        return _detector_wcs(header, camera, find_detector(header, camera, camera.headers))
+
+
+@contextmanager
+def _headers(path: str | Path) -> Iterator[HDUList]:
+    """Open a FITS file for its headers alone; whatever is wrong with it becomes an error that names it."""
     from astropy.io import fits
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong with the pixels is found when they are read
             with fits.open(path, lazy_load_hdus=True) as hdus:
-                header = _facts(hdus, camera)
-                check_camera(header, camera.name, camera.headers)
-                detector = find_detector(header, camera, camera.headers)
-                return exposure_info(header, camera, camera.headers, detector.id, str(path))
+                yield hdus
     except FileNotFoundError:
         raise FileError("no such file", path=str(path)) from None
     except NightstreamError as error:

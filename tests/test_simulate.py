@@ -15,8 +15,8 @@ from nightstream.simulate.detector import COSMIC_RAY_ELECTRONS, draw_cosmic_rays
 from nightstream.simulate.psf import MoffatPsf
 from nightstream.simulate.random import Stream, generator
 from nightstream.simulate.scene import draw_galaxies, draw_points, galaxy_stamp
-from nightstream.simulate.sky import make_sky, transient_flux
-from nightstream.simulate.truth import read_table
+from nightstream.simulate.sky import asteroid_positions, make_sky, point_sources, transient_flux
+from nightstream.simulate.truth import read_table, write_ephemerides
 
 FLAT_TERMS = (0.0, 0.0, 0.0, 0.0)
 COUNTS = {"bias": 1, "dark": 0, "flat": 1, "template": 1, "science": 2}
@@ -337,3 +337,58 @@ def test_camera_of_the_simulator_has_sixteen_amplifiers():
             covered[amplifier.detector.slices] += 1
         assert len(detector.amplifiers) == 16
         assert (covered == 1).all()
+
+
+def separation_arcsec(first, second):
+    """Small angle between two tables' ra, dec."""
+    d_ra = (first["ra"] - second["ra"]) * np.cos(np.radians(first["dec"]))
+    return 3600.0 * np.hypot(d_ra, first["dec"] - second["dec"])
+
+
+def test_ephemerides_predict_the_known_asteroids_within_their_errors(survey):
+    """Predictions of every science visit lie a few of their errors from the truth; their rates lead to the next visit."""
+    predicted, truth = read_table(survey.ephemerides_path, "ephemerides"), read_table(survey.truth_path, "asteroids")
+    science = [visit for visit in survey.visits if visit.role == "science"]
+    assert sorted(set(predicted["visit"])) == [visit.id for visit in science]
+    for visit in science:
+        here = {name: values[predicted["visit"] == visit.id] for name, values in predicted.items()}
+        rows = [truth["ss_object_id"].tolist().index(number) for number in here["ss_object_id"]]
+        true = asteroid_positions({name: values[rows] for name, values in truth.items()}, visit.midpoint_mjd_tai)
+        pull = separation_arcsec(here, true) / (3600.0 * here["ra_err"])
+        assert (pull > 0).all() and (pull < 5).all()
+    first, last = ({name: values[predicted["visit"] == v.id] for name, values in predicted.items()} for v in science)
+    days = last["mjd"] - first["mjd"]
+    moved = {"ra": first["ra"] + first["ra_rate"] * days, "dec": first["dec"] + first["dec_rate"] * days}
+    np.testing.assert_array_less(separation_arcsec(moved, last), 1e-3)  # the cosine changes by 1e-5 over 30 arcsec
+
+
+def test_some_asteroids_are_undiscovered(survey):
+    """Asteroids without a number are in no ephemerides and in the truth all the same; the others are in both."""
+    predicted, truth = read_table(survey.ephemerides_path, "ephemerides"), read_table(survey.truth_path, "asteroids")
+    known = truth["ss_object_id"] > 0
+    assert known.sum() >= 2 and (~known).sum() >= 1
+    assert set(predicted["ss_object_id"]) == set(truth["ss_object_id"][known])
+    changes = read_table(survey.truth_path, "changes")
+    seen = set(changes["id"][changes["kind"] == "asteroid"])
+    assert set(truth["id"][~known]) <= seen
+
+
+def test_survey_without_science_visits_has_empty_ephemerides(tmp_path):
+    """Nothing to predict is a file with columns and no rows."""
+    plan = surveys.plan_survey(tmp_path, camera="simulator", n_detectors=1, seed=1, counts=dict.fromkeys(COUNTS, 0))
+    write_ephemerides(plan.ephemerides_path, surveys.survey_sky(plan), plan.visits, generator(1, Stream.EPHEMERIDES))
+    assert len(read_table(plan.ephemerides_path, "ephemerides")["ra"]) == 0
+
+
+def test_what_does_not_move_stays_over_the_visits():
+    """Variables and transients keep position and, between neighbouring visits, most of their flux: histories make sense."""
+    frame, epochs = Wcs.tan(150.0, 2.0, 0.0, 0.0, 0.2), 61000.0 + np.arange(4) / 144.0
+    sky = make_sky(frame, [(0, 1024, 0, 1024)], epochs, generator(3, Stream.SKY))
+    before, after = (point_sources(sky, mjd) for mjd in (epochs[2], epochs[3]))
+    for kind in ("variable", "transient"):
+        rows = before["kind"] == kind
+        assert rows.any()
+        np.testing.assert_array_equal(before["ra"][rows], after["ra"][rows])
+    shining = (before["kind"] == "transient") & (before["flux_njy"] > 0)
+    kept = after["flux_njy"][shining] / before["flux_njy"][shining]
+    assert (kept >= np.exp(-1 / 144.0 / 0.05)).all()  # the fastest decay takes 0.05 days

@@ -17,6 +17,7 @@ class Stream(IntEnum):
     PIXELS = 3  # noise of one exposure
     COSMIC_RAYS = 4
     REFERENCE = 5
+    EPHEMERIDES = 6
 
 
 def generator(seed: int, stream: Stream, visit: int = 0, detector: int = 0) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""The true sky: stars, galaxies, variable stars, transients and a moving asteroid. Fluxes nJy, positions ICRS
+"""The true sky: stars, galaxies, variable stars, transients and moving asteroids. Fluxes nJy, positions ICRS
 degrees.
 
 | table      | columns beyond id, ra, dec                                                                  |
@@ -7,7 +7,8 @@ degrees.
 | galaxies   | flux_njy, half_light_arcsec, e1, e2                                                         |
 | variables  | flux_njy (mean), amplitude (relative), period_day, phase                                    |
 | transients | peak_flux_njy, onset_mjd_tai, decay_day, host (galaxy id, -1 for none)                      |
-| asteroids  | flux_njy, epoch_mjd_tai of the position, motion_ra and motion_dec (true angle, arcsec/day)  |
+| asteroids  | flux_njy, epoch_mjd_tai of the position, motion_ra and motion_dec (true angle, arcsec/day), |
+|            | ss_object_id (0 for those that nobody has discovered)                                       |
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ VARIABLE_STARS_PER_ARCMIN2, TRANSIENTS_PER_ARCMIN2 = 0.5, 1.6
 TRANSIENT_BORDER_ARCSEC = 14.0  # transients keep off the detectors' edges, where dithers leave no template
 TRANSIENT_SPACING_ARCSEC = 5.0
 ASTEROID_RATE_ARCSEC_PER_DAY = 4300.0  # 1.5 arcsec in a 30 s exposure
+MAIN_BELT_PER_DETECTOR, MAIN_BELT_RATE_ARCSEC_PER_DAY = 2, (400.0, 1100.0)
+BRIGHTEST_MAIN_BELT, FAINTEST_MAIN_BELT = 19.5, 22.5
+FIRST_SS_OBJECT_ID = 1001
+UNDISCOVERED_EVERY = 3  # one asteroid in so many is in no list of orbits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +69,7 @@ def make_sky(frame: Wcs, boxes: list[tuple[float, float, float, float]], epochs:
     variables = _draw_variables(frame, field, max(int(VARIABLE_STARS_PER_ARCMIN2 * area), 2), rng)
     inner = [_shrink(box, TRANSIENT_BORDER_ARCSEC / scale) for box in boxes]
     transients = _draw_transients(frame, inner, (stars, variables), galaxies, epochs, rng)
-    asteroids = _draw_asteroids(frame, inner, epochs, rng)
+    asteroids = _draw_asteroids(frame, inner, (stars, variables), transients, epochs, rng)
     tables = (stars, galaxies, variables, transients, asteroids)
     for table in tables:
         for column in ("x", "y"):
@@ -169,7 +174,8 @@ def _draw_transients(frame: Wcs, boxes, avoid, galaxies: Table, epochs, rng: np.
     for box in boxes:
         area = (box[1] - box[0]) * (box[3] - box[2]) * (frame.pixel_scale_arcsec / 60.0) ** 2
         for trial in range(max(int(TRANSIENTS_PER_ARCMIN2 * area), 2)):
-            place = _place_transient(frame, box, avoid, galaxies, (x, y), trial % 2 == 1, rng)
+            candidates = _inside(galaxies, box) if trial % 2 == 1 else np.array([], dtype=np.int64)
+            place = _free_place(frame, box, avoid, galaxies, candidates, (x, y), rng)
             for values, value in zip((x, y, host), place, strict=True):
                 values.append(value)
     count = len(x)
@@ -183,11 +189,10 @@ def _draw_transients(frame: Wcs, boxes, avoid, galaxies: Table, epochs, rng: np.
     }  # fmt: skip
 
 
-def _place_transient(frame: Wcs, box, avoid, galaxies: Table, placed, on_galaxy: bool, rng: np.random.Generator):
-    """Return (x, y, host) of one transient: redraw until it is free of bright stars and of earlier
-    transients."""
+def _free_place(frame: Wcs, box, avoid, galaxies: Table, candidates: np.ndarray, placed, rng: np.random.Generator):
+    """Return (x, y, host) of one transient, host -1 without ``candidates`` (rows of ``galaxies``): redraw until it is
+    free of bright stars and of what was ``placed`` earlier."""
     scale = frame.pixel_scale_arcsec
-    candidates = _inside(galaxies, box) if on_galaxy else np.array([], dtype=np.int64)
     for _ in range(1000):
         host = int(rng.choice(candidates)) if len(candidates) else -1
         if host >= 0:
@@ -217,13 +222,25 @@ def _is_free(x: float, y: float, avoid, placed, scale: float) -> bool:
     return bool(np.all(near > TRANSIENT_SPACING_ARCSEC))
 
 
-def _draw_asteroids(frame: Wcs, boxes, epochs: np.ndarray, rng: np.random.Generator) -> Table:
-    """One asteroid that crosses the first detector during the science visits."""
+def _draw_asteroids(frame: Wcs, boxes, avoid, transients: Table, epochs: np.ndarray, rng: np.random.Generator) -> Table:
+    """A fast asteroid that crosses the first detector during the science visits, then slow ones on every detector."""
     x0, x1, y0, y1 = boxes[0]
-    x, y = np.array([0.5 * (x0 + x1)]), np.array([0.5 * (y0 + y1)])
-    angle = rng.uniform(0.0, 2.0 * np.pi, 1)
-    return _at(frame, x, y) | {
-        "flux_njy": flux_from_magnitude(rng.uniform(19.5, 20.5, 1)), "epoch_mjd_tai": np.array([np.mean(epochs)]),
-        "motion_ra": ASTEROID_RATE_ARCSEC_PER_DAY * np.cos(angle),
-        "motion_dec": ASTEROID_RATE_ARCSEC_PER_DAY * np.sin(angle),
+    x, y, flux, angle, rate = [0.5 * (x0 + x1)], [0.5 * (y0 + y1)], [], [], []
+    angle.append(rng.uniform(0.0, 2.0 * np.pi))
+    flux.append(flux_from_magnitude(rng.uniform(19.5, 20.5)))
+    rate.append(ASTEROID_RATE_ARCSEC_PER_DAY)
+    placed = [*transients["x"]], [*transients["y"]]
+    for box in (box for box in boxes for _ in range(MAIN_BELT_PER_DETECTOR)):
+        at_x, at_y, _ = _free_place(frame, box, avoid, {}, np.array([], dtype=np.int64), placed, rng)
+        for values, value in zip((x, y, *placed), (at_x, at_y, at_x, at_y), strict=True):
+            values.append(value)
+        angle.append(rng.uniform(0.0, 2.0 * np.pi))
+        flux.append(flux_from_magnitude(rng.uniform(BRIGHTEST_MAIN_BELT, FAINTEST_MAIN_BELT)))
+        rate.append(rng.uniform(*MAIN_BELT_RATE_ARCSEC_PER_DAY))
+    table, angle, rate = _at(frame, np.array(x), np.array(y)), np.array(angle), np.array(rate)
+    is_known = table["id"] % UNDISCOVERED_EVERY != UNDISCOVERED_EVERY - 1
+    return table | {
+        "flux_njy": np.array(flux), "epoch_mjd_tai": np.full(len(x), np.mean(epochs)),
+        "motion_ra": rate * np.cos(angle), "motion_dec": rate * np.sin(angle),
+        "ss_object_id": np.where(is_known, FIRST_SS_OBJECT_ID + table["id"], 0),
     }  # fmt: skip

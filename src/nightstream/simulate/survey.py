@@ -4,6 +4,7 @@ truth.
 <output>/raw/{bias,dark,flat,template,science}/<visit>_<detector>.fits   one detector exposure a file
 <output>/reference.h5    catalogue for registration, as a survey before this one would have measured it
 <output>/positions.h5    transients and variables, to force photometry at
+<output>/ephemerides.h5  where the known asteroids should be in each science visit
 <output>/truth.h5        what is true: `nightstream.simulate.truth` says what is in it
 """
 
@@ -82,6 +83,10 @@ class Survey:
     def positions_path(self) -> Path:
         return self.output / "positions.h5"
 
+    @property
+    def ephemerides_path(self) -> Path:
+        return self.output / "ephemerides.h5"
+
     def raw_path(self, visit: Visit, detector: int) -> Path:
         """File of one detector exposure."""
         return self.output / "raw" / visit.role / f"{visit.id}_{detector:03d}.fits"
@@ -138,6 +143,7 @@ def simulate_survey(
         plan.raw_path(visit, 0).parent.mkdir(parents=True, exist_ok=True)
     truth_tables.write_reference(plan.reference_path, sky.stars, generator(seed, Stream.REFERENCE))
     truth_tables.write_positions(plan.positions_path, sky)
+    truth_tables.write_ephemerides(plan.ephemerides_path, sky, plan.visits, generator(seed, Stream.EPHEMERIDES))
     tasks = [(visit, detector) for detector in plan.detectors for visit in plan.visits]
     records = []
     for record in _run(functools.partial(simulate_exposure, plan, sky), tasks, workers):

@@ -1,5 +1,5 @@
-"""The truth on disk: HDF5 tables with units, and the registration catalogue. Also what signal-to-noise to
-expect.
+"""The truth on disk: HDF5 tables with units, the registration catalogue and the asteroids' ephemerides. Also what
+signal-to-noise to expect.
 
 truth.h5 holds `stars galaxies variables transients asteroids` (see `nightstream.simulate.sky`), `visits` (one
 row a visit: the true conditions), `exposures` (one row a raw: cosmic rays) and `changes` (one row a source,
@@ -17,10 +17,11 @@ import numpy as np
 from nightstream.engine.values import Table
 from nightstream.simulate.detector import PEDESTAL_ADU, DetectorTruth
 from nightstream.simulate.psf import MoffatPsf
-from nightstream.simulate.sky import Sky, flux_from_magnitude
+from nightstream.simulate.sky import Sky, asteroid_positions, flux_from_magnitude
 
 REFERENCE_FAINTEST = 22.5  # AB magnitude
 REFERENCE_POSITION_ARCSEC, REFERENCE_FLUX_ERROR = 0.01, 0.005
+EPHEMERIS_ERROR_ARCSEC, EPHEMERIS_ERROR_MAG = 0.05, 0.1  # of a predicted position (each axis) and magnitude
 SNR_HALF_PIX = 9
 CLEAN_HALF_PIX = 3  # a defect so near lies in the core of the PSF
 CLEAN_BORDER_PIX = 48  # dithers and pointing move the template's edge by less
@@ -30,6 +31,7 @@ UNITS = {
     "period_day": "d", "decay_day": "d", "onset_mjd_tai": "d", "epoch_mjd_tai": "d", "midpoint_mjd_tai": "d",
     "motion_ra": "arcsec / d", "motion_dec": "arcsec / d", "fwhm_arcsec": "arcsec", "rotation_deg": "deg",
     "exposure_time_s": "s", "cosmic_ray_electrons": "electron", "ra_err": "deg", "dec_err": "deg",
+    "mjd": "d", "ra_rate": "deg / d", "dec_rate": "deg / d", "mag": "mag",
 }  # fmt: skip
 
 
@@ -107,6 +109,30 @@ def write_positions(path: Path, sky: Sky) -> None:
     ids = np.concatenate([sky.transients["id"] + 1, -(sky.variables["id"] + 1)])
     position = {name: np.concatenate([sky.transients[name], sky.variables[name]]) for name in ("ra", "dec")}
     write_tables(path, {"positions": {"dia_object_id": ids} | position})
+
+
+def write_ephemerides(path: Path, sky: Sky, visits, rng: np.random.Generator) -> None:
+    """Write where the known asteroids should be in the middle of each science visit: one row a visit and asteroid.
+
+    An orbit is wrong by as much in one visit as in the next: each asteroid has one error in position and magnitude.
+    ``ra_err`` is, and ``ra_rate`` is not, times cos(dec).
+    """
+    rows = np.flatnonzero(sky.asteroids["ss_object_id"] > 0)
+    off_ra, off_dec = EPHEMERIS_ERROR_ARCSEC / 3600.0 * rng.standard_normal((2, len(rows)))
+    off_mag = EPHEMERIS_ERROR_MAG * rng.standard_normal(len(rows))
+    science = [visit for visit in visits if visit.role == "science"]
+    which, visit = np.tile(np.arange(len(rows)), len(science)), np.repeat(np.arange(len(science)), len(rows))
+    known = {name: values[rows[which]] for name, values in sky.asteroids.items()}
+    mjd = np.array([visit.midpoint_mjd_tai for visit in science], dtype=np.float64)[visit]
+    at = asteroid_positions(known, mjd)
+    cos_dec, error = np.cos(np.radians(at["dec"])), np.full(len(mjd), EPHEMERIS_ERROR_ARCSEC / 3600.0)
+    write_tables(path, {"ephemerides": {
+        "ss_object_id": known["ss_object_id"], "designation": np.array([f"SIM {number}" for number in known["id"]], "U16"),
+        "visit": np.array([visit.id for visit in science], dtype=np.int64)[visit], "mjd": mjd,
+        "ra": at["ra"] + off_ra[which] / cos_dec, "dec": at["dec"] + off_dec[which], "ra_err": error, "dec_err": error,
+        "ra_rate": known["motion_ra"] / 3600.0 / cos_dec, "dec_rate": known["motion_dec"] / 3600.0,
+        "mag": 31.4 - 2.5 * np.log10(known["flux_njy"]) + off_mag[which],
+    }})  # fmt: skip
 
 
 def write_tables(path: Path, tables: dict[str, Table]) -> None:

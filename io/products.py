@@ -23,10 +23,10 @@ import numpy as np
 
 from nightstream.engine.values import DetectorProducts, Exposure
 from nightstream.errors import NightstreamError
+from nightstream.io.apdb import DIA_FORCED_SOURCE, DIA_SOURCE
 from nightstream.io.hdf5_file import create_file, open_file, read_mapping, write_mapping
 from nightstream.io.hdf5_values import describe_file, read_exposure, read_table, write_exposure, write_table
 from nightstream.io.rounding import round_to_noise
-from nightstream.io.schema import DIA_FORCED_SOURCE, DIA_SOURCE
 
 CONTENT = "detector products"
 MASTER_CONTENT = "visit"

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from nightstream.engine.memory import to_host
 from nightstream.engine.values import Template
 from nightstream.errors import FileError, InputError
+from nightstream.io.apdb import STAR
 from nightstream.io.hdf5_file import create_file, open_file, read_mapping, read_record, write_mapping, write_record
 from nightstream.io.hdf5_values import (
     describe_file,
@@ -25,7 +26,6 @@ from nightstream.io.hdf5_values import (
     write_table,
     write_wcs,
 )
-from nightstream.io.schema import STAR
 from nightstream.kernels.psf import PsfModel
 
 CONTENT = "template"

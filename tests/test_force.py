@@ -68,7 +68,8 @@ def test_no_positions_and_no_difference(target):
 
 def test_table_fits_the_schema(target):
     """Every column has a place in the DIAForcedSource table."""
-    from nightstream.io.schema import DIA_FORCED_SOURCE, to_structured
+    from nightstream.io.apdb import DIA_FORCED_SOURCE
+    from nightstream.io.schema import to_structured
 
     star = np.array([30.0]), np.array([30.0]), np.array([1e4])
     images = epochs(target, np.random.default_rng(74), (60, 60), star, star)

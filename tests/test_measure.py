@@ -140,7 +140,8 @@ def test_mask_is_told_in_flags():
 
 def test_table_fits_the_schema():
     """Every column has a place in the DIASource table, with a type that takes its values; also without sources."""
-    from nightstream.io.schema import DIA_SOURCE, to_structured
+    from nightstream.io.apdb import DIA_SOURCE
+    from nightstream.io.schema import to_structured
 
     rng = np.random.default_rng(66)
     shape = (80, 90)

@@ -70,3 +70,15 @@ class UnprocessableError(NightstreamError, RuntimeError):
 
 class DeviceError(NightstreamError, RuntimeError):
     """A GPU was asked for and is absent or broken."""
+
+
+class DeliveryError(NightstreamError, RuntimeError):
+    """Alerts cannot be handed over now, because the broker or the schema registry is away or refuses; worth trying again."""
+
+
+class DatabaseError(NightstreamError, RuntimeError):
+    """The prompt database cannot be opened, read or written."""
+
+
+class ConflictError(DatabaseError):
+    """Somebody else wrote to the prompt database since it was read; nothing was stored."""

@@ -8,7 +8,6 @@ WCS cards, and text back to cards, are in `wcs_cards.py`.
 from __future__ import annotations
 
 import string
-import warnings
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
@@ -18,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from nightstream.engine.values import ExposureInfo
 from nightstream.errors import InputError
+from nightstream.io.clock import SECONDS_PER_DAY, tai_minus_utc_s
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from nightstream.engine.camera import Camera, Detector
 
 KINDS = ("science", "bias", "dark", "flat")
-SECONDS_PER_DAY = 86400.0
 MJD_EPOCH = datetime(1858, 11, 17)
 
 
@@ -200,17 +199,8 @@ def _mjd_tai(value: Any, rule: TimeRule) -> float:
     except (ValueError, OverflowError):
         raise InputError(f"got {rule.keyword} {value!r}, wanted a time (ISO text or MJD)") from None
     mjd = float(value) if isinstance(value, int | float) else (moment - MJD_EPOCH) / timedelta(days=1)
-    return mjd + (_tai_minus_utc_s(moment) / SECONDS_PER_DAY if rule.scale == "utc" else 0.0)
+    return mjd + (tai_minus_utc_s(moment) / SECONDS_PER_DAY if rule.scale == "utc" else 0.0)
 
 
 def _parse_iso(text: Any) -> datetime:
     return datetime.fromisoformat(str(text).strip().removesuffix("Z"))
-
-
-def _tai_minus_utc_s(moment: datetime) -> float:
-    """Leap seconds, from the table of ERFA; unlike `astropy.time` it never looks for a newer one on the network."""
-    import erfa
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", erfa.ErfaWarning)  # a year past the table takes its last value
-        return float(erfa.dat(moment.year, moment.month, moment.day, 0.0))

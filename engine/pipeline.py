@@ -18,12 +18,13 @@ from nightstream.engine.blas import use_one_blas_thread
 from nightstream.engine.camera import Detector
 from nightstream.engine.characterize import Characterized, characterize, reference_from_stars
 from nightstream.engine.config import EngineConfig
+from nightstream.engine.cutouts import cut_stamps
 from nightstream.engine.difference import subtract
-from nightstream.engine.force import force_photometry
+from nightstream.engine.force import flux_limit, force_photometry, join_positions, source_positions
 from nightstream.engine.isr import remove_signature
 from nightstream.engine.measure import measure_dia_sources
 from nightstream.engine.memory import DetectorMemory, Device
-from nightstream.engine.values import Calibrations, DetectorProducts, RawDetector, Table, Template
+from nightstream.engine.values import Calibrations, DetectorProducts, Exposure, RawDetector, Table, Template
 from nightstream.errors import NightstreamError
 
 Stage = Callable[[str], AbstractContextManager]  # opened around each stage with its name, e.g. to time it
@@ -75,7 +76,10 @@ class DetectorPipeline:
             raise located(error, raw) from None
 
     def process(self, raw: RawDetector, forced_positions: Table | None = None) -> DetectorProducts:
-        """Return all products of one visit, on the host. ``forced_positions`` has ra, dec (deg) and dia_object_id.
+        """Return all products of one visit, on the host.
+
+        ``forced_positions`` (host) has ra, dec (deg) and dia_object_id; forced photometry is done there and at every
+        DIASource, whose rows have dia_object_id 0 and their dia_source_id.
 
         Raises a `NightstreamError` that names visit, detector and file; nothing is left behind.
         """
@@ -87,7 +91,7 @@ class DetectorPipeline:
 
     def _measure(self, science: Characterized, positions: Table | None) -> DetectorProducts:
         exposure, summary = science.exposure, science.summary
-        difference, sources, forced = None, {}, {}
+        difference, sources, forced, cutouts = None, {}, {}, None
         if self.template is not None:
             with self.stage("difference"):
                 result = subtract(exposure, self.template, self.config.difference)
@@ -95,7 +99,10 @@ class DetectorPipeline:
             with self.stage("measure"):
                 sources = measure_dia_sources(difference, exposure, result.matched_template, self.config.measure)
             with self.stage("force"):
-                forced = force_photometry(exposure, difference, positions) if positions is not None else {}
+                forced = self._force(exposure, difference, sources, positions)
+                summary = summary | {"psf_flux_limit": flux_limit(difference)}
+            with self.stage("cutouts"):
+                cutouts = cut_stamps(difference, exposure, result.matched_template, sources, self.config.cutout)
         return DetectorProducts(
             visit_image=exposure,
             difference=difference,
@@ -104,7 +111,13 @@ class DetectorPipeline:
             summary=summary,
             timings_s={},
             provenance=self.provenance(),
+            cutouts=cutouts,
         )
+
+    def _force(self, exposure: Exposure, difference: Exposure, sources: Table, positions: Table | None) -> Table:
+        config = self.config.force
+        at = join_positions(positions, source_positions(sources) if config.at_sources else None)
+        return force_photometry(exposure, difference, at, config)
 
     def provenance(self) -> dict[str, str]:
         """Return what made these products: configuration, calibrations and template."""

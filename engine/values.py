@@ -8,6 +8,7 @@
 | MaskedImage    | kernels            | image, mask, variance                                              |
 | Exposure       | engine.characterize| a calibrated image with WCS, PSF and photometric calibration       |
 | Template       | engine.template    | an Exposure-like coadd with its stars and noise correlation        |
+| Cutouts        | engine.cutouts     | stamps around every DIASource                                      |
 | DetectorProducts | engine.pipeline  | all that one detector of one visit yields                          |
 """
 
@@ -99,6 +100,37 @@ class Template:
     provenance: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class StampSet:
+    """The stamps of one image around n sources, nJy, every plane flat: stamp i is [start_i, start_i + size_i^2), by rows.
+
+    ``image`` float32, ``mask`` int32 (`MaskPlane`), ``variance`` float32 (nJy squared); off the detector NaN with NO_DATA.
+    ``psf`` (n, p, p) float32 is the PSF at each source, centred on the middle pixel, with sum 1.
+    """
+
+    image: Array
+    mask: Array
+    variance: Array
+    psf: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cutouts:
+    """Square stamps around the DIASources of one detector, in the order of their table; empty for none."""
+
+    size: Array  # (n,) int32, side in pixels
+    x0: Array  # (n,) int32, column of the first pixel on the detector; may be negative
+    y0: Array  # (n,) int32, its row
+    x: Array  # (n,) float64, where the source is on the detector, 0-based pixel centres
+    y: Array
+    difference: StampSet
+    science: StampSet
+    template: StampSet  # the matched template, on the pixels of the science image
+
+    def __len__(self) -> int:
+        return len(self.size)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectorProducts:
     """All that one detector of one visit yields."""
@@ -110,3 +142,4 @@ class DetectorProducts:
     summary: dict[str, float]  # psf_fwhm_pix, sky_background, sky_noise, zero_point, n_stars, astrometric scatter, ...
     timings_s: dict[str, float]  # stage name: seconds
     provenance: dict[str, str]
+    cutouts: Cutouts | None = None  # None without a difference

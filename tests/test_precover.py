@@ -1,0 +1,289 @@
+"""Precovery: what was there before an object was found, measured on stored products with known truth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from exposures import NJY_PER_ELECTRON, epochs
+from scenes import lattice
+
+from nightstream.engine.force import flux_limit, force_photometry
+from nightstream.engine.values import DetectorProducts, Exposure
+from nightstream.errors import FileError, InputError
+from nightstream.io.product_blocks import read_nearby_pixels
+from nightstream.io.products import product_path, write_detector_products
+from nightstream.kernels.mask import MaskPlane
+from nightstream.kernels.wcs import Wcs
+from nightstream.scheduler.precover import force_from_product, precover
+
+HOST = SimpleNamespace(array=np.asarray)
+NOW = 61010.0
+FOUND = 61000.5  # MJD TAI of every object's first source
+N_SIDE, SPACING = 11, 27
+SHAPE = (N_SIDE * SPACING,) * 2  # 297: two by two stored blocks
+DETECTORS = (94, 95)
+CENTRES = {94: 150.0, 95: 150.02}  # ra; detectors of 60" stand 72" apart
+
+
+def detector_wcs(detector) -> Wcs:
+    middle = (SHAPE[1] - 1) / 2
+    return Wcs.tan(CENTRES[detector], -30.0, middle, middle, 0.2, angle_deg=20.0)
+
+
+def products_of(visit, detector, mjd, seed, flux_njy, x, y, mask=None, base=3e3) -> DetectorProducts:
+    """Products of one detector: stars of ``base`` electrons that brightened by ``flux_njy`` since the template."""
+    rng = np.random.default_rng(seed)
+    now = base + flux_njy / NJY_PER_ELECTRON
+    images = epochs(HOST, rng, SHAPE, (x, y, now), (x, y, np.full(len(x), base)), mask)
+    difference, science = (_located(image, visit, detector, mjd) for image in (images.difference, images.science))
+    return DetectorProducts(
+        visit_image=science, difference=difference, dia_sources={}, forced_sources={}, timings_s={}, provenance={},
+        summary={"psf_flux_limit": flux_limit(difference)},
+    )  # fmt: skip
+
+
+def _located(image: Exposure, visit, detector, mjd) -> Exposure:
+    info = replace(image.info, visit=visit, detector=detector, midpoint_mjd_tai=mjd)
+    return replace(image, info=info, wcs=detector_wcs(detector))
+
+
+def objects_at(wcs, x, y, first_id=1, found=FOUND) -> dict:
+    ra, dec = wcs.sky_from_pixel(np.asarray(x, float), np.asarray(y, float))
+    count = len(ra)
+    return {
+        "dia_object_id": np.arange(first_id, first_id + count), "ra": ra, "dec": dec,
+        "first_dia_source_mjd_tai": np.full(count, found),
+    }  # fmt: skip
+
+
+def visit_row(visit, detector, mjd) -> dict:
+    x, y = np.array([0, 0, SHAPE[1] - 1, SHAPE[1] - 1]), np.array([0, SHAPE[0] - 1, SHAPE[0] - 1, 0])
+    ra, dec = detector_wcs(detector).sky_from_pixel(x, y)
+    corners = {f"{name}ra": a for name, a in zip(("llc", "ulc", "urc", "lrc"), ra, strict=True)}
+    corners |= {f"{name}dec": d for name, d in zip(("llc", "ulc", "urc", "lrc"), dec, strict=True)}
+    return {"visit": visit, "detector": detector, "midpoint_mjd_tai": mjd} | corners
+
+
+class FakeDatabase:
+    """The little of the prompt database that precovery uses, in dictionaries."""
+
+    def __init__(self, objects, visits, dies_after=None):
+        self.objects, self.visits, self.dies_after = objects, visits, dies_after
+        self.forced, self.marked, self.transactions = {}, {}, 0
+
+    def objects_without_precovery(self, since_mjd):
+        table = self.objects
+        wanted = (table["first_dia_source_mjd_tai"] >= since_mjd) & ~np.isin(table["dia_object_id"], list(self.marked))
+        return {name: column[wanted] for name, column in table.items()}
+
+    def detector_visits(self, since_mjd, until_mjd):
+        rows = [row for row in self.visits if since_mjd <= row["midpoint_mjd_tai"] <= until_mjd]
+        return {name: np.array([row[name] for row in rows]) for name in self.visits[0]}
+
+    def history(self, ids, since_mjd):
+        keys = np.array([key for key in self.forced if key[0] in ids], dtype=np.int64).reshape(-1, 3)
+        return {}, dict(zip(("dia_object_id", "visit", "detector"), keys.T, strict=True))
+
+    def add_forced(self, table):
+        if self.transactions == self.dies_after:
+            raise KeyboardInterrupt
+        self.transactions += 1
+        for row in zip(*table.values(), strict=True):
+            values = dict(zip(table, row, strict=True))
+            self.forced.setdefault((values["dia_object_id"], values["visit"], values["detector"]), values)
+
+    def mark_precovered(self, ids, mjd):
+        self.marked |= dict.fromkeys(ids.tolist(), mjd)
+
+    def column(self, name) -> np.ndarray:
+        return np.array([self.forced[key][name] for key in sorted(self.forced)])
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    """Three visits of two detectors, each star with a flux of its own in every visit; the last finds the objects."""
+    folder, truth, visits, objects = tmp_path_factory.mktemp("products"), {}, [], []
+    for index, detector in enumerate(DETECTORS):
+        x, y, _ = lattice(np.random.default_rng(index), N_SIDE, SPACING)
+        objects.append(objects_at(detector_wcs(detector), x, y, first_id=1000 * detector))
+        for visit, mjd in ((1, FOUND - 20.0), (2, FOUND - 1.0), (3, FOUND)):
+            flux = np.random.default_rng([visit, detector]).uniform(-1e3, 4e3, len(x))
+            truth |= {(1000 * detector + i, visit, detector): value for i, value in enumerate(flux)}
+            write_detector_products(folder, products_of(visit, detector, mjd, visit * 1000 + detector, flux, x, y))
+            visits.append(visit_row(visit, detector, mjd))
+    table = {name: np.concatenate([part[name] for part in objects]) for name in objects[0]}
+    return SimpleNamespace(folder=folder, truth=truth, visits=visits, objects=table)
+
+
+def database(survey, **options) -> FakeDatabase:
+    return FakeDatabase(survey.objects, survey.visits, **options)
+
+
+def copy_products(survey, folder):
+    """Links to all products, for a test that breaks some."""
+    for row in survey.visits:
+        path = product_path(folder, row["visit"], row["detector"])
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(product_path(survey.folder, row["visit"], row["detector"]).read_bytes())
+    return folder
+
+
+def test_pulls_of_precovered_fluxes_are_standard_normal(survey):
+    """Every object has its true flux in every visit, on the difference and on the visit image."""
+    store = database(survey)
+    summary = precover(store, survey.folder, now_mjd_tai=NOW)
+    assert (summary.n_products, summary.n_rows, summary.failures) == (6, 6 * N_SIDE**2, ())
+    truth = np.array([survey.truth[key] for key in sorted(store.forced)])
+    for name, base in (("psf", 0.0), ("science", 3e3 * NJY_PER_ELECTRON)):
+        pull = (store.column(f"{name}_flux") - base - truth) / store.column(f"{name}_flux_err")
+        assert abs(pull.mean()) < 4 / np.sqrt(pull.size) and abs(pull.std() - 1) < 4 / np.sqrt(2 * pull.size)
+    assert set(store.marked) == set(survey.objects["dia_object_id"]) and summary.n_done == summary.n_objects
+    assert set(store.column("time_processed_mjd_tai")) == {NOW}
+
+
+def test_doing_it_twice_changes_nothing(survey):
+    """The second run finds nothing to do, also when the objects look new again."""
+    store = database(survey)
+    precover(store, survey.folder, now_mjd_tai=NOW)
+    before, transactions = dict(store.forced), store.transactions
+    assert precover(store, survey.folder, now_mjd_tai=NOW + 1).n_objects == 0
+    store.marked.clear()
+    summary = precover(store, survey.folder, now_mjd_tai=NOW + 1)
+    assert summary.n_products == 0 and summary.n_done == summary.n_objects
+    assert store.forced == before and store.transactions == transactions
+
+
+def test_killed_half_way_it_goes_on_where_it_stopped(survey):
+    """What was measured before the end is not measured again, and the result is that of an undisturbed run."""
+    undisturbed, store = database(survey), database(survey, dies_after=4)
+    precover(undisturbed, survey.folder, now_mjd_tai=NOW)
+    with pytest.raises(KeyboardInterrupt):
+        precover(store, survey.folder, now_mjd_tai=NOW)
+    assert store.transactions == 4 and not store.marked
+    store.dies_after = None
+    assert precover(store, survey.folder, now_mjd_tai=NOW).n_products == 2
+    assert store.marked == undisturbed.marked
+    np.testing.assert_equal(store.forced, undisturbed.forced)
+
+
+def test_broken_products_are_told_and_the_rest_is_done(survey, tmp_path):
+    """A missing and a corrupt product are an error each, with file, visit and detector; mended, they are made good."""
+    folder = copy_products(survey, tmp_path)
+    missing, corrupt = product_path(folder, 1, 94), product_path(folder, 2, 94)
+    kept = missing.read_bytes(), corrupt.read_bytes()
+    missing.unlink()
+    corrupt.write_bytes(kept[1][: len(kept[1]) // 2])
+    store = database(survey)
+    summary = precover(store, folder, now_mjd_tai=NOW)
+    assert [(error.visit, error.detector, error.path) for error in summary.failures] == [
+        (1, 94, str(missing)),
+        (2, 94, str(corrupt)),
+    ]
+    assert all(isinstance(error, FileError) for error in summary.failures) and summary.n_rows == 4 * N_SIDE**2
+    assert {key // 1000 for key in store.marked} == {95}
+    missing.write_bytes(kept[0])
+    corrupt.write_bytes(kept[1])
+    assert precover(store, folder, now_mjd_tai=NOW).failures == ()
+    assert len(store.forced) == 6 * N_SIDE**2 and len(store.marked) == 2 * N_SIDE**2
+
+
+def test_products_gone_for_good_do_not_keep_objects_for_ever(survey, tmp_path):
+    """Once the newest visit is a month later, an object whose images are gone is done with."""
+    store = database(survey)
+    store.visits = [*survey.visits, visit_row(9, 94, FOUND + 31.0)]
+    summary = precover(store, tmp_path, now_mjd_tai=NOW)
+    assert len(summary.failures) == 7 and len(store.marked) == 2 * N_SIDE**2
+
+
+def test_only_the_days_before_the_first_source_count(survey):
+    """A visit older than the window is left alone."""
+    store = database(survey)
+    precover(store, survey.folder, now_mjd_tai=NOW, days=10.0)
+    assert {visit for _, visit, _ in store.forced} == {2, 3}
+
+
+def test_what_the_database_has_is_not_measured_again(survey):
+    """The forced source that came with the alert stays, and its product is not opened for its sake."""
+    store = database(survey)
+    objects = {name: column[:1] for name, column in survey.objects.items()}
+    store.objects, number = objects, int(objects["dia_object_id"][0])
+    store.forced = {(number, 3, 94): {"dia_object_id": number, "psf_flux": 1.0}}
+    assert precover(store, survey.folder, now_mjd_tai=NOW).n_products == 2
+    assert store.forced[number, 3, 94]["psf_flux"] == 1.0 and len(store.forced) == 3
+
+
+def test_nothing_new_is_no_work(survey, tmp_path):
+    """Without new objects not even the list of visits is read."""
+    store = database(survey)
+    store.objects, store.detector_visits = {name: column[:0] for name, column in survey.objects.items()}, None
+    assert precover(store, tmp_path, now_mjd_tai=NOW).n_objects == 0 and not store.marked
+
+
+def test_progress_counts_products(survey):
+    """One step a product, up to their number."""
+    steps = []
+    precover(database(survey), survey.folder, now_mjd_tai=NOW, progress=lambda done, total: steps.append((done, total)))
+    assert steps == [(i, 6) for i in range(1, 7)]
+
+
+@pytest.mark.parametrize("n_positions", [1, 5, 121])
+def test_fluxes_are_those_of_the_whole_image_to_the_last_bit(survey, n_positions):
+    """Reading a few blocks changes no bit of what the worker would have measured."""
+    from nightstream.io.products import read_detector_products
+
+    path = product_path(survey.folder, 2, 95)
+    positions = {name: survey.objects[name][-n_positions:] for name in ("dia_object_id", "ra", "dec")}
+    whole = read_detector_products(path)
+    expected = force_photometry(whole.visit_image, whole.difference, positions)
+    rows = force_from_product(path, positions)
+    assert set(rows) == set(expected) - {"dia_source_id"}
+    for name, column in rows.items():
+        np.testing.assert_array_equal(column, expected[name])
+
+
+def test_only_blocks_with_positions_are_read(survey):
+    """Far from every position no pixel is known; within a PSF of one, all are."""
+    path = product_path(survey.folder, 1, 94)
+    ra, dec = detector_wcs(94).sky_from_pixel(np.array([100.0, -400.0]), np.array([100.0, 0.0]))
+    near = read_nearby_pixels(path, ra, dec)
+    for image in (near.visit_image, near.difference):
+        assert image.pixels.shape == SHAPE
+        assert np.isfinite(image.pixels.variance[:256, :256]).all()
+        assert np.isnan(image.pixels.variance[256:]).all() and np.isnan(image.pixels.variance[:, 256:]).all()
+    ra, dec = detector_wcs(94).sky_from_pixel(np.array([250.0]), np.array([250.0]))
+    assert np.isfinite(read_nearby_pixels(path, ra, dec).difference.pixels.variance).all()
+
+
+def test_masked_pixels_get_limits_and_positions_off_the_image_no_row(tmp_path):
+    """Where nothing can be measured the row has the detector's 5-sigma limit; at the edge it is flagged."""
+    mask = np.zeros(SHAPE, np.int32)
+    mask[80:120, 80:120] = int(MaskPlane.NO_DATA)
+    x, y = np.array([100.0, 200.0, 3.0, 310.0, -40.0]), np.array([100.0, 200.0, 150.0, 150.0, 150.0])
+    star = np.array([200.0]), np.array([200.0])
+    made = products_of(5, 94, FOUND, 7, np.zeros(1), *star, mask)
+    objects = objects_at(detector_wcs(94), x, y)
+    rows = force_from_product(write_detector_products(tmp_path, made), objects)
+    np.testing.assert_array_equal(rows["dia_object_id"], [1, 2, 3])
+    np.testing.assert_array_equal(rows["psf_flux_flag"], [True, False, False])
+    np.testing.assert_array_equal(rows["psf_flux_flag_edge"], [False, False, True])
+    assert np.isnan(rows["psf_flux"][0]) and np.isnan(rows["science_flux"][0])
+    assert rows["psf_flux_limit"][0] == made.summary["psf_flux_limit"] > 0
+    np.testing.assert_allclose(rows["psf_flux_limit"][1:], 5 * rows["psf_flux_err"][1:])
+
+
+def test_product_without_difference_has_science_fluxes_alone(tmp_path):
+    """A visit without a template still tells how bright the place was."""
+    made = replace(products_of(5, 94, FOUND, 8, np.zeros(1), *np.full((2, 1), 150.0)), difference=None, summary={})
+    rows = force_from_product(write_detector_products(tmp_path, made), objects_at(detector_wcs(94), [150.0], [150.0]))
+    assert np.isnan(rows["psf_flux"][0]) and np.isfinite(rows["science_flux"][0]) and np.isnan(rows["psf_flux_limit"][0])
+
+
+def test_product_without_wcs_is_refused(tmp_path):
+    """No place on the sky, no photometry; the file is named."""
+    made = products_of(5, 94, FOUND, 9, np.zeros(1), *np.full((2, 1), 150.0))
+    path = write_detector_products(tmp_path, replace(made, visit_image=replace(made.visit_image, wcs=None)))
+    with pytest.raises(InputError, match="has no WCS.*detector=094.h5"):
+        force_from_product(path, objects_at(detector_wcs(94), [150.0], [150.0]))

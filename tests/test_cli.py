@@ -22,7 +22,7 @@ from nightstream.io.raw_folder import RawFolder
 from nightstream.scheduler.local_executor import LocalExecutor
 
 HEAVY = ("numpy", "numba", "scipy", "astropy", "h5py", "ray", "cupy", "matplotlib", "pydantic", "yaml")
-COMMANDS = ("run", "calibrate", "template", "export", "show", "info", "simulate", "demo")
+COMMANDS = ("run", "calibrate", "template", "export", "show", "precover", "info", "simulate", "demo")
 
 
 def invoke(*arguments):

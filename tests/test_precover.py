@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 from exposures import NJY_PER_ELECTRON, epochs
 from scenes import lattice
+from typer.testing import CliRunner
 
+from nightstream.cli import app
 from nightstream.engine.force import flux_limit, force_photometry
 from nightstream.engine.values import DetectorProducts, Exposure
 from nightstream.errors import FileError, InputError
@@ -287,3 +291,41 @@ def test_product_without_wcs_is_refused(tmp_path):
     path = write_detector_products(tmp_path, replace(made, visit_image=replace(made.visit_image, wcs=None)))
     with pytest.raises(InputError, match="has no WCS.*detector=094.h5"):
         force_from_product(path, objects_at(detector_wcs(94), [150.0], [150.0]))
+
+
+@pytest.fixture
+def opened(survey, monkeypatch):
+    """The command's database is a fake; returns it and what it was opened with."""
+    store, asked = database(survey), []
+    module = ModuleType("nightstream.io.prompt_database")
+    module.open_database = lambda url: asked.append(url) or nullcontext(store)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return store, asked
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["precover", *map(str, arguments)])
+
+
+def test_command_tells_what_was_done(survey, opened):
+    """Status 0 and one line; a second run has nothing to do."""
+    result = invoke("--database", "prompt.duckdb", "--products", survey.folder)
+    assert result.exit_code == 0, result.output
+    assert "242 of 242 new objects precovered: 726 forced sources on 6 products" in result.output
+    assert "0 of 0 new objects" in invoke("--database", "prompt.duckdb", "--products", survey.folder).output
+    assert opened[1] == ["prompt.duckdb"] * 2
+
+
+def test_command_tells_products_that_failed(survey, opened, tmp_path):
+    """Status 1, one error a product with file, visit and detector; the others are done."""
+    folder = copy_products(survey, tmp_path)
+    product_path(folder, 2, 95).unlink()
+    result = invoke("--database", "prompt.duckdb", "--products", folder)
+    assert result.exit_code == 1 and "605 forced sources on 5 products" in result.output
+    assert result.output.count("error:") == 1 and "visit 2, detector 95, file" in result.output
+
+
+def test_command_wants_a_folder_of_products(tmp_path):
+    """A folder that is not there is a usage error."""
+    result = invoke("--database", "prompt.duckdb", "--products", tmp_path / "nowhere")
+    assert result.exit_code == 2 and "nowhere" in result.output

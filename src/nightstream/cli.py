@@ -183,6 +183,18 @@ def show(
 
 
 @app.command()
+def precover(
+    database: Annotated[str, typer.Option("--database", help="Prompt database: a DuckDB file, or postgresql://...")],
+    products: Annotated[Path, typer.Option("--products", help="Folder that run wrote to.", exists=True, file_okay=False)],
+    days: Annotated[float, typer.Option("--days", min=0, help="How long before its first source an object is measured.")] = 30.0,
+) -> None:
+    """Measure new DIAObjects on the stored images of the days before."""
+    from nightstream.commands.precover import precover_command
+
+    precover_command(database, products, days)
+
+
+@app.command()
 def info() -> None:
     """Print versions, devices and cameras."""
     from nightstream.commands.info import info_command

@@ -75,7 +75,7 @@ def to_structured(table: Table, schema: Schema) -> np.ndarray:
     columns = [column for column in schema.columns if column.name in table or not column.optional]
     rows = np.empty(lengths.pop() if lengths else 0, dtype=[(column.apdb, column.dtype) for column in columns])
     for column in columns:
-        rows[column.apdb] = _cast(table[column.name], column) if column.name in table else column.null
+        rows[column.apdb] = cast_column(table[column.name], column) if column.name in table else column.null
     return rows
 
 
@@ -98,7 +98,7 @@ def _check(table: Table, schema: Schema) -> set[int]:
     return lengths
 
 
-def _cast(values, column: Column) -> np.ndarray:
+def cast_column(values, column: Column) -> np.ndarray:
     """Return ``values`` with the column's dtype; refuse a cast that changes what they mean."""
     values = to_host(values) if hasattr(values, "dtype") else np.asarray(values)
     dtype = np.dtype(column.dtype)

@@ -1,0 +1,390 @@
+"""The prompt database: DIASources, DIAObjects, forced photometry, and the outbox of alerts that are still to be sent.
+
+    PromptDatabase     what is asked, in SQL that both engines understand
+      Store            a database held open: DuckDB (a file, the default) or PostgreSQL (postgresql://...)
+        Session        one transaction: SQL, NumPy columns in and out
+
+A detector of a visit is written in one transaction, together with all others of its `VisitBatch`: all or nothing, and never
+twice. How rows become consistent on writing is in `nightstream.io.database_write`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from nightstream.engine.values import Array, Table
+from nightstream.errors import DatabaseError, InputError
+from nightstream.io import database_write
+from nightstream.io.database_tables import (
+    ALERT_FAILURES,
+    ALERT_FILES,
+    ALERTS,
+    APDB_VERSION,
+    DETECTOR_VISITS,
+    DIA_OBJECTS,
+    DIA_SOURCES,
+    FORCED_SOURCES,
+    FORMAT_VERSION,
+    LAST_OBJECTS,
+    PRECOVERIES,
+    TABLES,
+    StoredTable,
+    fingerprint,
+    selected,
+)
+from nightstream.io.sky_cells import cells_of, cover, cover_all, inside_polygon
+from nightstream.io.store import Session, Store
+
+DAYS_OF_HISTORY = 365.25
+SECONDS_PER_DAY = 86400.0
+MOST_RANGES = 8  # of cells in one query; more cost more than the few objects they would leave out
+IN_IDS = "IN (SELECT unnest(%s::BIGINT[]))"
+CORNERS = (("llcra", "llcdec"), ("ulcra", "ulcdec"), ("urcra", "urcdec"), ("lrcra", "lrcdec"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisitBatch:
+    """What one visit adds: tables with the columns of `nightstream.io.apdb`, any of them empty (``{}``).
+
+    ``detector_visits`` has a row for each detector that is written, also for those without sources. ``forced_sources``
+    either all have a ``dia_forced_source_id``, counted from `PromptDatabase.next_forced_id`, or the database numbers them.
+    """
+
+    visit: int
+    detector_visits: Table
+    dia_sources: Table = field(default_factory=dict)
+    dia_objects: Table = field(default_factory=dict)  # new versions, complete
+    forced_sources: Table = field(default_factory=dict)
+    ss_sources: Table = field(default_factory=dict)
+    alerts: Table = field(default_factory=dict)  # in the order of the file
+    alert_file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AlertFile:
+    """A spool file with alerts that have not left yet."""
+
+    name: str
+    visit: int
+    n_alerts: int
+    n_unsent: int
+    schema_version: str
+    progress: str  # what the sink noted
+
+
+def open_database(url: str | Path, *, read_only: bool = False, threads: int = 2, memory_gib: float = 2.0) -> PromptDatabase:
+    """Open the prompt database at ``url``, a file or ``postgresql://user@host/name``, and make its tables if it has none.
+
+    ``threads`` and ``memory_gib`` bound the embedded engine. Raises DatabaseError, naming the database, when it cannot be
+    reached, is in use by another process (embedded), or was made by another version.
+    """
+    if str(url).startswith(("postgresql://", "postgres://")):
+        from nightstream.io.postgres_store import PostgresStore
+
+        return PromptDatabase(PostgresStore(str(url), read_only=read_only))
+    from nightstream.io.duckdb_store import DuckdbStore
+
+    return PromptDatabase(DuckdbStore(url, read_only=read_only, threads=threads, memory_gib=memory_gib))
+
+
+class PromptDatabase:
+    """The prompt database of one survey, on one engine. Threads may share it. Times are MJD (TAI), positions degrees."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        try:
+            self._make_tables()
+            self._check_version()
+        except BaseException:
+            store.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._store.close()
+
+    def __enter__(self) -> PromptDatabase:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def metadata(self) -> dict[str, str]:
+        """Return what is noted about the database: ``schema``, ``format``, ``columns``."""
+        with self._store.transaction() as session:
+            names, values = session.fetch('SELECT "name", "value" FROM "metadata" ORDER BY "name"', ["S", "S"])
+        return dict(zip(names.tolist(), values.tolist(), strict=True))
+
+    def row_counts(self) -> dict[str, int]:
+        """Return the number of rows of each table."""
+        with self._store.transaction() as session:
+            return {t.schema.name: int(session.fetch(f"SELECT count(*) FROM {t.name}", ["i8"])[0][0]) for t in TABLES}
+
+    # Before a visit
+
+    def published_detectors(self, visit: int) -> set[int]:
+        """Return the detectors of ``visit`` that are stored."""
+        with self._store.transaction() as session:
+            return database_write.published_detectors(session, visit)
+
+    def claimed_objects(self, visit: int) -> Array:
+        """Return the ids (int64, sorted) of DIAObjects that have a DIASource in ``visit``."""
+        sql = f'SELECT DISTINCT "diaObjectId" FROM {DIA_SOURCES.name} WHERE "visit" = %s AND "diaObjectId" IS NOT NULL'
+        with self._store.transaction() as session:
+            return np.sort(session.fetch(sql, ["i8"], [visit])[0])
+
+    def next_forced_id(self) -> int:
+        """Return the number of the next forced source. Whoever writes rows with it first, wins."""
+        with self._store.transaction() as session:
+            return database_write.next_forced_id(session)
+
+    def objects_in(
+        self,
+        polygons: Sequence[Array],
+        padding_arcsec: float,
+        mjd_tai: float,
+        *,
+        since_mjd_tai: float | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> Table:
+        """Return the DIAObjects (columns of DIA_OBJECT_LAST, or ``columns``) in any of the convex footprints, sorted by id.
+
+        ``polygons`` hold corners (k, 2) of ra, dec (deg); objects up to ``padding_arcsec`` outside an edge count. Only
+        objects with a DIASource since ``since_mjd_tai`` (a year before ``mjd_tai`` unless told) come.
+        """
+        since = mjd_tai - DAYS_OF_HISTORY if since_mjd_tai is None else since_mjd_tai
+        wanted = LAST_OBJECTS.columns(columns)
+        chosen = [LAST_OBJECTS.schema.by_name[name] for name in ("dia_object_id", "ra", "dec", "cell")]
+        chosen += [column for column in wanted if column not in chosen]
+        ranges = cover_all(polygons, padding_arcsec, most=MOST_RANGES)
+        if len(ranges) == 0:
+            ranges = np.array([[-1, -1]])
+        where = " OR ".join(['"cell" BETWEEN %s AND %s'] * len(ranges))
+        sql = f'WHERE ({where}) AND "lastDiaSourceMjdTai" >= %s'
+        with self._store.transaction() as session:
+            table = _read(session, LAST_OBJECTS, sql, [*ranges.ravel().tolist(), since], chosen)
+        rows = np.flatnonzero(_in_any(table, polygons, padding_arcsec))
+        rows = rows[np.argsort(table["dia_object_id"][rows], kind="stable")]
+        return {column.name: table[column.name][rows] for column in wanted}
+
+    def dia_objects(self, ids: Array) -> Table:
+        """Return the current versions (columns of DIA_OBJECT) of the DIAObjects with these ids, sorted by id."""
+        where = f'WHERE "validityEndMjdTai" IS NULL AND "diaObjectId" {IN_IDS} ORDER BY "diaObjectId"'
+        with self._store.transaction() as session:
+            return _read(session, DIA_OBJECTS, where, [_ids(ids)])
+
+    def object_versions(self, dia_object_id: int) -> Table:
+        """Return all versions of one DIAObject, the oldest first."""
+        where = 'WHERE "diaObjectId" = %s ORDER BY "validityStartMjdTai"'
+        with self._store.transaction() as session:
+            return _read(session, DIA_OBJECTS, where, [int(dia_object_id)])
+
+    def history(
+        self,
+        ids: Array,
+        since_mjd_tai: float,
+        *,
+        source_columns: Sequence[str] | None = None,
+        forced_columns: Sequence[str] | None = None,
+    ) -> tuple[Table, Table]:
+        """Return the DIASources and forced sources of the DIAObjects ``ids``, sorted by object, then time.
+
+        Rows from before ``since_mjd_tai``, or withdrawn, are left out. All columns come unless some are named.
+        """
+        where = f'WHERE "diaObjectId" {IN_IDS} AND "midpointMjdTai" >= %s AND "timeWithdrawnMjdTai" IS NULL'
+        parameters = [_ids(ids), since_mjd_tai]
+        with self._store.transaction() as session:
+            return (
+                _read_by_object(session, DIA_SOURCES, where, parameters, source_columns, "dia_source_id"),
+                _read_by_object(session, FORCED_SOURCES, where, parameters, forced_columns, "dia_forced_source_id"),
+            )
+
+    # Writing
+
+    def write(self, batch: VisitBatch) -> set[int]:
+        """Store a visit's detectors in one transaction and return those that were not stored before.
+
+        What belongs to a detector that is stored already is left out: writing a batch again changes nothing. A new version
+        of a DIAObject ends the validity of the one before. Raises ConflictError if forced sources come numbered and
+        somebody else took their numbers, InputError for tables that do not fit.
+        """
+        prepared = database_write.prepare(batch)
+        with self._store.transaction(write=True) as session:
+            return database_write.write(session, batch.visit, batch.alert_file, prepared)
+
+    # The outbox
+
+    def unsent_files(self) -> list[AlertFile]:
+        """Return the spool files with alerts still to be sent, the oldest first."""
+        sql = f"""SELECT f."alertFile", f."visit", count(*), count(*) - count(coalesce(a."sentMjdTai", x."diaSourceId")),
+            f."schemaVersion", coalesce(f."progress", '') FROM {ALERT_FILES.name} f
+            JOIN {ALERTS.name} a ON a."alertFile" = f."alertFile"
+            LEFT JOIN {ALERT_FAILURES.name} x ON x."diaSourceId" = a."diaSourceId"
+            WHERE NOT f."isSent" GROUP BY f."alertFile", f."visit", f."schemaVersion", f."progress", f."number"
+            ORDER BY f."number" """
+        with self._store.transaction() as session:
+            columns = session.fetch(sql, ["S", "i8", "i8", "i8", "S", "S"])
+        return [AlertFile(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+    def unsent_alerts(self, alert_file: str) -> Table:
+        """Return the rows (columns of ALERT) of a spool file that were neither sent nor given up, in file order."""
+        where = f"""WHERE "alertFile" = %s AND "sentMjdTai" IS NULL AND "diaSourceId" NOT IN
+            (SELECT "diaSourceId" FROM {ALERT_FAILURES.name}) ORDER BY "offset", "diaSourceId" """
+        with self._store.transaction() as session:
+            return _read(session, ALERTS, where, [alert_file])
+
+    def save_progress(self, alert_file: str, text: str) -> None:
+        """Keep what the sink needs to know about ``alert_file`` if it is started again."""
+        with self._store.transaction(write=True) as session:
+            session.execute(f'UPDATE {ALERT_FILES.name} SET "progress" = %s WHERE "alertFile" = %s', [text, alert_file])
+
+    def mark_sent(self, ids: Array, sent_mjd_tai: Array | float) -> None:
+        """Note when the alerts of the DIASources ``ids`` left; one time, or one each. The first note stands."""
+        ids = _ids(ids)
+        times = np.array(np.broadcast_to(np.asarray(sent_mjd_tai, np.float64), ids.shape))
+        with self._store.transaction(write=True) as session:
+            database_write.mark_sent(session, ids, times)
+
+    def mark_failed(self, ids: Array, reason: str) -> None:
+        """Note that the alerts of the DIASources ``ids`` can never leave, and why."""
+        with self._store.transaction(write=True) as session:
+            database_write.mark_failed(session, _ids(ids), reason)
+
+    # The archive
+
+    def find_alert(self, dia_source_id: int) -> Table:
+        """Return the row (columns of ALERT) of one alert; no row if there is none."""
+        with self._store.transaction() as session:
+            return _read(session, ALERTS, 'WHERE "diaSourceId" = %s', [int(dia_source_id)])
+
+    def alerts_of_object(self, dia_object_id: int) -> Table:
+        """Return the alerts (columns of ALERT) of a DIAObject, the oldest first."""
+        where = 'WHERE "diaObjectId" = %s ORDER BY "readoutMjdTai", "diaSourceId"'
+        with self._store.transaction() as session:
+            return _read(session, ALERTS, where, [int(dia_object_id)])
+
+    def latencies(self, visit: int | None = None) -> Array:
+        """Return the seconds from readout to sent of all sent alerts, or those of ``visit``, by DIASource."""
+        which, parameters = ("", []) if visit is None else ('AND "visit" = %s', [visit])
+        sql = f"""SELECT "readoutMjdTai", "sentMjdTai" FROM {ALERTS.name}
+            WHERE "sentMjdTai" IS NOT NULL {which} ORDER BY "diaSourceId" """
+        with self._store.transaction() as session:
+            readout, sent = session.fetch(sql, ["f8", "f8"], parameters)
+        return (sent - readout) * SECONDS_PER_DAY
+
+    # Precovery
+
+    def detector_visits(self, since_mjd_tai: float, until_mjd_tai: float) -> Table:
+        """Return the stored detectors (columns of DETECTOR_VISIT_PROCESSING_SUMMARY) of that time, in its order."""
+        where = 'WHERE "midpointMjdTai" BETWEEN %s AND %s ORDER BY "midpointMjdTai", "visit", "detector"'
+        with self._store.transaction() as session:
+            return _read(session, DETECTOR_VISITS, where, [since_mjd_tai, until_mjd_tai])
+
+    def visits_covering(self, ra: Array, dec: Array, since_mjd_tai: float, until_mjd_tai: float) -> tuple[Table, Array, Array]:
+        """Return `detector_visits` of that time, and for each pair of a position on a detector: position index, row index."""
+        visits = self.detector_visits(since_mjd_tai, until_mjd_tai)
+        corners = np.stack([np.stack([visits[a], visits[b]], axis=-1) for a, b in CORNERS], axis=1)
+        cells = cells_of(ra, dec)
+        order = np.argsort(cells, kind="stable")
+        pairs = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+        for row in np.flatnonzero(np.isfinite(corners).all(axis=(1, 2))):
+            near = order[_rows_in(cells[order], cover(corners[row]))]
+            inside = near[inside_polygon(np.asarray(ra)[near], np.asarray(dec)[near], corners[row])]
+            pairs.append((inside, np.full(len(inside), row, np.int64)))
+        position, row = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        return visits, position, row
+
+    def objects_without_precovery(self, since_mjd_tai: float) -> Table:
+        """Return the DIAObjects (columns of DIA_OBJECT_LAST) first seen since then and not yet looked for, by id."""
+        where = f"""WHERE "firstDiaSourceMjdTai" >= %s AND "diaObjectId" NOT IN
+            (SELECT "diaObjectId" FROM {PRECOVERIES.name}) ORDER BY "diaObjectId" """
+        with self._store.transaction() as session:
+            return _read(session, LAST_OBJECTS, where, [since_mjd_tai])
+
+    def add_forced(self, forced_sources: Table) -> int:
+        """Store forced sources, numbered here, of objects that have none on that (visit, detector); return how many."""
+        with self._store.transaction(write=True) as session:
+            return database_write.add_forced(session, forced_sources)
+
+    def mark_precovered(self, ids: Array, mjd_tai: float) -> None:
+        """Note that the DIAObjects ``ids`` were looked for on older images."""
+        with self._store.transaction(write=True) as session:
+            database_write.mark_precovered(session, _ids(ids), mjd_tai)
+
+    # Opening
+
+    def _make_tables(self) -> None:
+        with self._store.transaction() as session:
+            if _has_tables(session):
+                return
+        with self._store.transaction(write=True) as session:
+            if not _has_tables(session):
+                database_write.create_tables(session, wanted_metadata(), indexed=self._store.indexed)
+
+    def _check_version(self) -> None:
+        found, wanted = self.metadata(), wanted_metadata()
+        names = [name for name in wanted if found.get(name) != wanted[name]]
+        if names:
+            got = ", ".join(f"{name} {found.get(name, 'missing')} (wanted {wanted[name]})" for name in names)
+            raise DatabaseError(
+                f"the database was made by another version of Nightstream: {got}; use that version, or a new database",
+                path=self._store.location,
+            )
+
+
+def wanted_metadata() -> dict[str, str]:
+    """Return what `PromptDatabase.metadata` must be for this version."""
+    return {"schema": APDB_VERSION, "format": FORMAT_VERSION, "columns": fingerprint()}
+
+
+def _has_tables(session: Session) -> bool:
+    sql = """SELECT count(*) FROM information_schema.tables
+        WHERE table_name = 'metadata' AND table_schema = current_schema()"""
+    return bool(session.fetch(sql, ["i8"])[0][0])
+
+
+def _read(session: Session, table: StoredTable, where: str, parameters: Sequence, columns=None) -> Table:
+    """The chosen rows of a table, NULLs as the values that stand for them."""
+    columns = table.columns() if columns is None else columns
+    names = ", ".join(selected(column) for column in columns)
+    arrays = session.fetch(f"SELECT {names} FROM {table.name} {where}", [column.dtype for column in columns], parameters)
+    return {column.name: values for column, values in zip(columns, arrays, strict=True)}
+
+
+def _read_by_object(
+    session: Session, table: StoredTable, where: str, parameters: Sequence, names: Sequence[str] | None, key: str
+) -> Table:
+    """`_read`, sorted by object, time and ``key``. Sorting here is faster than in either engine."""
+    wanted = table.columns(names)
+    order_columns = tuple(table.schema.by_name[name] for name in ("dia_object_id", "midpoint_mjd_tai", key))
+    rows = _read(session, table, where, parameters, wanted + tuple(c for c in order_columns if c not in wanted))
+    order = np.lexsort([rows[column.name] for column in reversed(order_columns)])
+    return {column.name: rows[column.name][order] for column in wanted}
+
+
+def _in_any(table: Table, polygons: Sequence[Array], padding_arcsec: float) -> Array:
+    """Which rows lie in any of the polygons. Each looks only at the rows in its own cells."""
+    order = np.argsort(table["cell"], kind="stable")
+    cells, found = table["cell"][order], np.zeros(len(order), bool)
+    for polygon in polygons:
+        rows = order[_rows_in(cells, cover(polygon, padding_arcsec))]
+        found[rows[inside_polygon(table["ra"][rows], table["dec"][rows], polygon, padding_arcsec)]] = True
+    return found
+
+
+def _rows_in(sorted_cells: Array, ranges: Array) -> Array:
+    """Indices of the sorted cells that are in any of the sorted ranges."""
+    starts = np.searchsorted(sorted_cells, ranges[:, 0], side="left")
+    ends = np.searchsorted(sorted_cells, ranges[:, 1], side="right")
+    return np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)] or [np.empty(0, np.int64)])
+
+
+def _ids(ids: Array) -> Array:
+    ids = np.atleast_1d(np.asarray(ids))
+    if ids.size and ids.dtype.kind not in "iu":
+        raise InputError(f"ids must be integers, got {ids.dtype}")
+    return ids.astype(np.int64)

@@ -10,6 +10,7 @@ import numpy as np
 from nightstream.engine.values import Table
 from nightstream.errors import FileError, InputError
 
+PRELOADED = ("dia_object_id", "ra", "dec")
 HDF5_SUFFIXES = (".h5", ".hdf5")
 
 
@@ -37,6 +38,24 @@ def read_positions(path: str | Path) -> Table:
         return {"dia_object_id": ids.astype(np.int64), "ra": ra, "dec": dec}
     except ValueError:
         raise InputError("dia_object_id must be whole numbers", path=str(path)) from None
+
+
+def read_preload(path: str | Path) -> Table:
+    """Return ``dia_object_id``, ``ra`` and ``dec`` (deg) of a preload: a structured array in a ``.npy`` file; may be empty.
+
+    Raises FileError when the file is missing or no such array, InputError when a column lacks or is not finite.
+    """
+    try:
+        rows = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise FileError("no such file", path=str(path)) from None
+    except (OSError, ValueError, EOFError) as error:
+        raise FileError(f"not a readable NumPy file: {error}", path=str(path)) from None
+    missing = [name for name in PRELOADED if name not in (rows.dtype.names or ())]
+    if missing:
+        raise InputError(f"got columns {', '.join(rows.dtype.names or ())}, wanted {', '.join(missing)} too", path=str(path))
+    ids = rows["dia_object_id"].astype(np.int64)
+    return {"dia_object_id": ids, "ra": _numbers(rows, "ra", path), "dec": _numbers(rows, "dec", path)}
 
 
 def _read_columns(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -75,7 +94,7 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
     return {name: rows[name] for name in rows.dtype.names}
 
 
-def _numbers(table: dict[str, np.ndarray], name: str, path: str | Path) -> np.ndarray:
+def _numbers(table: dict[str, np.ndarray] | np.ndarray, name: str, path: str | Path) -> np.ndarray:
     try:
         values = table[name].astype(np.float64)
     except ValueError as error:

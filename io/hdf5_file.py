@@ -6,6 +6,7 @@ Knows HDF5 and NumPy only; what the groups mean is decided in `hdf5_values.py` a
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ def open_file(path: str | Path, *contents: str) -> Iterator[h5py.File]:
 
 
 def write_plane(group: h5py.Group, name: str, plane, attributes: Mapping[str, Any] | None = None) -> None:
-    """Write a (ny, nx) array, compressed (shuffle, deflate) in chunks of 256 x 256, without loss.
+    """Write a (ny, nx) array, compressed (shuffle, deflate) in chunks of 256 x 256 (flat ones in 65536), without loss.
 
     The ISA-L library compresses several times faster than HDF5 itself and is used where it is installed; the file is
     an ordinary one either way.
@@ -134,11 +135,12 @@ def _record_fields(kind: type) -> list[dataclasses.Field]:
 
 
 def _empty_plane(group: h5py.Group, name: str, plane: np.ndarray) -> h5py.Dataset:
-    if plane.ndim != 2:
-        raise InputError(f"plane {name} must have 2 axes, got shape {plane.shape}")
+    if plane.ndim not in (1, 2):
+        raise InputError(f"plane {name} must have 2 axes, or 1, got shape {plane.shape}")
     if not plane.size:
         return group.create_dataset(name, shape=plane.shape, dtype=plane.dtype)
-    chunks = tuple(min(size, CHUNK_PIX) for size in plane.shape)
+    longest = CHUNK_PIX if plane.ndim == 2 else CHUNK_PIX**2
+    chunks = tuple(min(size, longest) for size in plane.shape)
     options = {"chunks": chunks, "shuffle": True, "compression": "gzip", "compression_opts": COMPRESSION_LEVEL}
     return group.create_dataset(name, shape=plane.shape, dtype=plane.dtype, **options)
 
@@ -154,12 +156,11 @@ def _fast_deflate():
 
 def _write_chunks(dataset: h5py.Dataset, plane: np.ndarray, compress) -> None:
     """Shuffle and deflate chunks in threads (NumPy and ISA-L let them run), and hand them to HDF5 one by one."""
-    height, width = dataset.chunks
-    corners = [(y, x) for y in range(0, plane.shape[0], height) for x in range(0, plane.shape[1], width)]
+    corners = list(itertools.product(*(range(0, n, step) for n, step in zip(plane.shape, dataset.chunks, strict=True))))
 
-    def encode(corner: tuple[int, int]) -> bytes:
-        y, x = corner
-        return compress(_shuffled(plane[y : y + height, x : x + width], dataset.chunks))
+    def encode(corner: tuple[int, ...]) -> bytes:
+        box = tuple(slice(first, first + step) for first, step in zip(corner, dataset.chunks, strict=True))
+        return compress(_shuffled(plane[box], dataset.chunks))
 
     with ThreadPoolExecutor(THREADS) as pool:
         for corner, data in zip(corners, pool.map(encode, corners), strict=True):

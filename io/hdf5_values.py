@@ -1,4 +1,4 @@
-"""The engine's values inside HDF5 groups: masked images, exposures, tables, WCS."""
+"""The engine's values inside HDF5 groups: masked images, exposures, cutouts, tables, WCS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 
 from nightstream import __version__
-from nightstream.engine.values import Exposure, ExposureInfo, MaskedImage, Table
+from nightstream.engine.memory import to_host
+from nightstream.engine.values import Cutouts, Exposure, ExposureInfo, MaskedImage, StampSet, Table
 from nightstream.errors import FileError
 from nightstream.io.hdf5_file import read_record, read_text, write_plane, write_record, write_text
 from nightstream.io.schema import Schema, from_structured, to_structured
@@ -19,6 +20,8 @@ from nightstream.kernels.psf import PsfModel
 from nightstream.kernels.wcs import Wcs
 
 FORMAT_VERSION = 1  # raised when a reader of the old files would misread the new ones
+CUTOUT_COLUMNS = ("size", "x0", "y0", "x", "y")
+CUTOUT_KINDS = ("difference", "science", "template")
 
 
 def describe_file(file: h5py.File, content: str, **identity: Any) -> None:
@@ -68,6 +71,29 @@ def read_exposure(group: h5py.Group) -> Exposure:
         psf=read_record(group, "psf", PsfModel) if "psf" in group else None,
         njy_per_unit=float(group.attrs["njy_per_unit"]),
     )
+
+
+def write_cutouts(parent: h5py.Group, name: str, cutouts: Cutouts) -> None:
+    """Write the stamps in a new group: a dataset a box column, and a group of flat planes (nJy) an image."""
+    group = parent.create_group(name)
+    for column in CUTOUT_COLUMNS:
+        group.create_dataset(column, data=to_host(getattr(cutouts, column)))
+    for kind in CUTOUT_KINDS:
+        stamps: StampSet = getattr(cutouts, kind)
+        planes = write_masked_image(group, kind, MaskedImage(stamps.image, stamps.mask, stamps.variance), "nJy")
+        write_plane(planes, "psf", stamps.psf.ravel(), {"size": stamps.psf.shape[1]})
+
+
+def read_cutouts(group: h5py.Group) -> Cutouts:
+    """Return what `write_cutouts` wrote, bit by bit."""
+    columns = {name: group[name][()] for name in CUTOUT_COLUMNS}
+    return Cutouts(**columns, **{kind: _read_stamps(group[kind]) for kind in CUTOUT_KINDS})
+
+
+def _read_stamps(group: h5py.Group) -> StampSet:
+    side = int(group["psf"].attrs["size"])
+    planes = (group[name][()] for name in ("image", "mask", "variance"))
+    return StampSet(*planes, group["psf"][()].reshape(-1, side, side))
 
 
 def write_wcs(group: h5py.Group, wcs: Wcs | None) -> None:

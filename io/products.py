@@ -5,6 +5,8 @@
     difference/         the same; absent without a template
     dia_sources         compound table with the columns of the APDB's DiaSource
     forced_sources      compound table with the columns of the APDB's DiaForcedSource
+    cutouts/            size, x0, y0, x, y of every DIASource's stamps, and difference/, science/, template/: image, mask,
+                        variance (nJy; flat, stamp after stamp), psf; absent without a template
     summary, timings, provenance, versions     groups of attributes; timings in seconds
 
 The master ``visit.h5`` links the detectors' files and says in ``detectors/status`` how each of them ended.
@@ -21,12 +23,22 @@ from typing import Protocol
 import h5py
 import numpy as np
 
-from nightstream.engine.values import DetectorProducts, Exposure
-from nightstream.errors import NightstreamError
+from nightstream.engine.values import Cutouts, DetectorProducts, Exposure, ExposureInfo, Table
+from nightstream.errors import InputError, NightstreamError
 from nightstream.io.apdb import DIA_FORCED_SOURCE, DIA_SOURCE
-from nightstream.io.hdf5_file import create_file, open_file, read_mapping, write_mapping
-from nightstream.io.hdf5_values import describe_file, read_exposure, read_table, write_exposure, write_table
+from nightstream.io.hdf5_file import create_file, open_file, read_mapping, read_record, write_mapping
+from nightstream.io.hdf5_values import (
+    describe_file,
+    read_exposure,
+    read_table,
+    read_wcs,
+    write_cutouts,
+    write_exposure,
+    write_table,
+)
+from nightstream.io.hdf5_values import read_cutouts as read_cutouts_group
 from nightstream.io.rounding import round_to_noise
+from nightstream.kernels.wcs import Wcs
 
 CONTENT = "detector products"
 MASTER_CONTENT = "visit"
@@ -52,6 +64,19 @@ class Report(Protocol):
     error: str
     counts: Mapping[str, int]  # dia_sources, forced_sources
     timings_s: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorTables:
+    """What one detector of one visit found, without its pixels."""
+
+    info: ExposureInfo
+    wcs: Wcs | None
+    shape: tuple[int, int]  # (ny, nx)
+    njy_per_unit: float
+    summary: dict[str, float]
+    dia_sources: Table
+    forced_sources: Table
 
 
 def visit_directory(output_dir: str | Path, visit: int) -> Path:
@@ -81,6 +106,8 @@ def write_detector_products(output_dir: str | Path, products: DetectorProducts, 
             _write_exposure(file, "difference", products.difference, steps_per_sigma)
         write_table(file, "dia_sources", products.dia_sources, DIA_SOURCE)
         write_table(file, "forced_sources", products.forced_sources, DIA_FORCED_SOURCE)
+        if products.cutouts is not None:
+            write_cutouts(file, "cutouts", products.cutouts)
         write_mapping(file, "summary", products.summary)
         write_mapping(file, "timings", products.timings_s)
         write_mapping(file, "provenance", products.provenance)
@@ -98,7 +125,38 @@ def read_detector_products(path: str | Path) -> DetectorProducts:
             summary=read_mapping(file, "summary"),
             timings_s=read_mapping(file, "timings"),
             provenance=read_mapping(file, "provenance"),
+            cutouts=read_cutouts_group(file["cutouts"]) if "cutouts" in file else None,
         )
+
+
+def read_dia_tables(path: str | Path) -> DetectorTables:
+    """Return the tables and the summary of a product, and what places them on the sky; no pixels are read."""
+    with open_file(path, CONTENT) as file:
+        image = file["visit_image"]
+        return DetectorTables(
+            info=read_record(image, "info", ExposureInfo),
+            wcs=read_wcs(image),
+            shape=image["image"].shape,
+            njy_per_unit=float(image.attrs["njy_per_unit"]),
+            summary=read_mapping(file, "summary"),
+            dia_sources=read_table(file, "dia_sources", DIA_SOURCE),
+            forced_sources=read_table(file, "forced_sources", DIA_FORCED_SOURCE),
+        )
+
+
+def read_cutouts(path: str | Path) -> Cutouts:
+    """Return the stamps of a product, in the order of its DIASources. Raises InputError when it holds none."""
+    with open_file(path, CONTENT) as file:
+        if "cutouts" not in file:
+            raise InputError("the product holds no cutouts: it was made without a template, or by an older version")
+        return read_cutouts_group(file["cutouts"])
+
+
+def footprint(wcs: Wcs, shape: tuple[int, int]) -> np.ndarray:
+    """Return (4, 2) float64 ra, dec (deg) of the outer corners of a detector of ``shape`` (ny, nx), in order around it."""
+    ny, nx = shape
+    corners = wcs.sky_from_pixel(np.array([0, nx, nx, 0]) - 0.5, np.array([0, 0, ny, ny]) - 0.5)
+    return np.stack(corners, axis=1)
 
 
 def write_visit_master(output_dir: str | Path, visit: int, reports: Iterable[Report]) -> Path:

@@ -32,6 +32,7 @@ class DetectorJob:
     detector: int
     path: str
     attempt: int = 1
+    positions: str = ""  # file of the DIAObjects preloaded for it; empty for none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

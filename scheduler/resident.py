@@ -7,19 +7,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+from nightstream.engine.force import join_positions
 from nightstream.engine.measure import source_ids
 from nightstream.engine.pipeline import DetectorPipeline
-from nightstream.engine.values import DetectorProducts, RawDetector
+from nightstream.engine.values import DetectorProducts, RawDetector, Table
 from nightstream.errors import InputError
 from nightstream.io.calibrations import find_calibrations
 from nightstream.io.cameras import engine_config, load_camera
-from nightstream.io.catalogues import read_positions, read_reference
+from nightstream.io.catalogues import read_positions, read_preload, read_reference
 from nightstream.io.products import write_detector_products
 from nightstream.io.raw import read_raw
 from nightstream.io.templates import read_template
 from nightstream.scheduler.messages import DetectorJob, WorkerSetup
 from nightstream.scheduler.worker import Stages
+
+
+class WorkerInput(NamedTuple):
+    """What is read for one job."""
+
+    raw: RawDetector
+    positions: Table  # to force photometry at
 
 
 class ResidentDetector:
@@ -38,21 +47,23 @@ class ResidentDetector:
         self._pipelines: dict[str, DetectorPipeline] = {}
         self._timings: dict[str, float] = {}
 
-    def read(self, job: DetectorJob) -> RawDetector:
-        """Read the raw file of a job; its header must agree with the job."""
+    def read(self, job: DetectorJob) -> WorkerInput:
+        """Read the raw file of a job, whose header must agree with the job, and the objects preloaded for it."""
         raw = read_raw(job.path, self.camera, job.detector)
         if raw.info.visit != job.visit:
             raise InputError(f"got visit {raw.info.visit} in the header, wanted {job.visit}")
         if self.setup.template_dir:
             source_ids(raw.info.visit, raw.info.detector, 0)  # raises now what numbering the sources would raise later
-        return raw
+        preloaded = read_preload(job.positions) if job.positions else None
+        return WorkerInput(raw, join_positions(preloaded, self.positions))
 
-    def process(self, raw: RawDetector) -> DetectorProducts:
+    def process(self, given: WorkerInput) -> DetectorProducts:
         """Run the pipeline of the raw's band; the products carry the seconds of each stage."""
         self._timings.clear()
+        raw = given.raw
         with self._stage("prepare"):
             pipeline = self.pipeline(raw.info.band)
-        products = pipeline.process(raw, self.positions)
+        products = pipeline.process(raw, given.positions)
         return dataclasses.replace(products, timings_s=products.timings_s | self._timings)
 
     def write(self, products: DetectorProducts) -> Path:

@@ -35,8 +35,8 @@ FATAL_CUDA_ERRORS = (
 class Stages(NamedTuple):
     """What a worker calls, in order; injected so that it can be tested without files and pixels."""
 
-    read: Callable[[DetectorJob], Any]  # -> RawDetector
-    process: Callable[[Any], Any]  # RawDetector -> DetectorProducts
+    read: Callable[[DetectorJob], Any]  # -> raw pixels and positions to force photometry at
+    process: Callable[[Any], Any]  # what was read -> DetectorProducts
     write: Callable[[Any], Path]  # DetectorProducts -> product file
 
 
@@ -74,8 +74,8 @@ class DetectorWorker:
         with _timed(timings, "prepare"):
             stages = self.prepare()
         with _timed(timings, "read"):
-            raw = stages.read(job)
-        products = stages.process(raw)
+            given = stages.read(job)
+        products = stages.process(given)
         for stage, seconds in products.timings_s.items():
             timings[stage] = timings.get(stage, 0.0) + seconds
         with _timed(timings, "write"):

@@ -4,10 +4,12 @@ import numpy as np
 
 from nightstream.engine.values import (
     Calibrations,
+    Cutouts,
     DetectorProducts,
     Exposure,
     ExposureInfo,
     MaskedImage,
+    StampSet,
     Template,
 )
 from nightstream.kernels.psf import PsfModel
@@ -57,6 +59,24 @@ def make_exposure(seed, detector=7):
     return Exposure(info=info, pixels=make_pixels(seed), wcs=make_wcs(), psf=make_psf(), njy_per_unit=12.3456789)
 
 
+def make_cutouts(n=4):
+    """Return stamps of different sizes, some over the border."""
+    rng = np.random.default_rng(6)
+    size = np.arange(30, 30 + n, dtype=np.int32)
+    n_pixels = int((size.astype(int) ** 2).sum())
+
+    def stamp_set():
+        pixels = rng.normal(0.0, 30.0, n_pixels).astype(np.float32)
+        pixels[:40] = np.nan
+        mask = (rng.random(n_pixels) < 0.05).astype(np.int32) << 5
+        return StampSet(pixels, mask, rng.random(n_pixels).astype(np.float32), rng.random((n, 11, 11)).astype(np.float32))
+
+    x, y = rng.uniform(0, SHAPE[1], n), rng.uniform(0, SHAPE[0], n)
+    box = {"size": size, "x0": np.rint(x).astype(np.int32) - size // 2, "y0": np.rint(y).astype(np.int32) - size // 2}
+    sets = {kind: stamp_set() for kind in ("difference", "science", "template")}
+    return Cutouts(**box, x=x, y=y, **sets)
+
+
 def make_products(detector=7):
     """Return products with two tables."""
     rng = np.random.default_rng(3)
@@ -81,6 +101,7 @@ def make_products(detector=7):
         summary={"psf_fwhm_pix": 4.25, "n_stars": 31.0, "sky_noise": float("nan")},
         timings_s={"isr": 0.25, "characterize": 1.5},
         provenance={"config": '{"isr": {}}', "template": "t-1"},
+        cutouts=make_cutouts(),
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nightstream.errors import FileError, InputError
-from nightstream.io.catalogues import read_positions, read_reference
+from nightstream.io.catalogues import read_positions, read_preload, read_reference
 
 
 def write(path, text):
@@ -63,3 +63,31 @@ def test_missing_catalogue_is_a_file_error(tmp_path):
     """So is one that is not there."""
     with pytest.raises(FileError, match="no such file"):
         read_positions(tmp_path / "lost.csv")
+
+
+PRELOAD = [("dia_object_id", "<i8"), ("ra", "<f8"), ("dec", "<f8")]
+
+
+def test_preloaded_positions_keep_their_ids(tmp_path):
+    """Ids and positions come back exactly; no objects in the field are no trouble."""
+    np.save(tmp_path / "p.npy", np.array([(2**53 + 1, 10.0, -5.0), (3, 359.9, 0.1)], dtype=PRELOAD))
+    found = read_preload(tmp_path / "p.npy")
+    assert found["dia_object_id"].tolist() == [2**53 + 1, 3] and found["ra"].tolist() == [10.0, 359.9]
+    np.save(tmp_path / "none.npy", np.zeros(0, dtype=PRELOAD))
+    assert len(read_preload(tmp_path / "none.npy")["dec"]) == 0
+
+
+def test_broken_preloads_are_named(tmp_path):
+    """A missing, foreign or incomplete file is told with its path, and nothing is unpickled."""
+    with pytest.raises(FileError, match="no such file .*gone.npy"):
+        read_preload(tmp_path / "gone.npy")
+    with pytest.raises(FileError, match="not a readable NumPy file.*text.npy"):
+        read_preload(write(tmp_path / "text.npy", "ra,dec"))
+    with pytest.raises(FileError, match="not a readable NumPy file.*empty.npy"):
+        read_preload(write(tmp_path / "empty.npy", ""))
+    np.save(tmp_path / "ra.npy", np.zeros(1, dtype=PRELOAD[1:]))
+    with pytest.raises(InputError, match="got columns ra, dec, wanted dia_object_id too"):
+        read_preload(tmp_path / "ra.npy")
+    np.save(tmp_path / "nan.npy", np.array([(1, np.nan, 0.0)], dtype=PRELOAD))
+    with pytest.raises(InputError, match="column ra holds values that are not finite"):
+        read_preload(tmp_path / "nan.npy")

@@ -12,13 +12,16 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
-from product_scene import SHAPE, assert_same, make_pixels, make_products
+from product_scene import SHAPE, assert_same, make_cutouts, make_pixels, make_products
 
 from nightstream.errors import FileError, InputError
 from nightstream.io.hdf5_file import create_file, write_plane
 from nightstream.io.products import (
+    footprint,
     product_path,
+    read_cutouts,
     read_detector_products,
+    read_dia_tables,
     read_visit_status,
     write_detector_products,
     write_visit_master,
@@ -41,15 +44,51 @@ def test_products_come_back_exactly(tmp_path):
 def test_products_without_difference_and_sources(tmp_path):
     """A visit without a template has no difference and empty tables, and no WCS or PSF is no trouble."""
     image = dataclasses.replace(make_products().visit_image, wcs=None, psf=None)
-    products = dataclasses.replace(make_products(), visit_image=image, difference=None, dia_sources={}, forced_sources={})
+    without = {"difference": None, "dia_sources": {}, "forced_sources": {}, "cutouts": None}
+    products = dataclasses.replace(make_products(), visit_image=image, **without)
     assert_same(read_detector_products(write_detector_products(tmp_path, products)), products)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (256, 256), (257, 255), (0, 5)])
+def test_tables_are_read_without_pixels(tmp_path):
+    """Tables, summary and what places them on the sky are the ones of the whole product."""
+    path, products = write_detector_products(tmp_path, make_products()), make_products()
+    tables = read_dia_tables(path)
+    assert (tables.shape, tables.njy_per_unit) == (SHAPE, products.visit_image.njy_per_unit)
+    for name in ("info", "wcs"):
+        assert_same(getattr(tables, name), getattr(products.visit_image, name))
+    for name in ("summary", "dia_sources", "forced_sources"):
+        assert_same(getattr(tables, name), getattr(products, name))
+
+
+@pytest.mark.parametrize("n", [0, 1, 4, 90])  # more than one chunk of pixels
+def test_cutouts_come_back_exactly(tmp_path, n):
+    """Boxes, pixels, masks and PSFs are read back bit by bit."""
+    path = write_detector_products(tmp_path, dataclasses.replace(make_products(), cutouts=make_cutouts(n)))
+    assert_same(read_cutouts(path), make_cutouts(n))
+
+
+def test_a_product_without_cutouts_says_so(tmp_path):
+    """Older products have none: the whole product is read, its cutouts alone are an error."""
+    path = write_detector_products(tmp_path, dataclasses.replace(make_products(), cutouts=None))
+    assert read_detector_products(path).cutouts is None
+    with pytest.raises(InputError, match="holds no cutouts.*detector=007.h5"):
+        read_cutouts(path)
+
+
+def test_footprint_is_the_outline_of_the_pixels():
+    """The corners are those of the outermost pixels, in order around the detector, each once."""
+    wcs = make_products().visit_image.wcs
+    x, y = wcs.pixel_from_sky(*footprint(wcs, SHAPE).T)
+    ny, nx = SHAPE
+    np.testing.assert_allclose(x, [-0.5, nx - 0.5, nx - 0.5, -0.5], atol=1e-6)
+    np.testing.assert_allclose(y, [-0.5, -0.5, ny - 0.5, ny - 0.5], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (256, 256), (257, 255), (0, 5), (65536,), (70000,), (3,)])
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.float64, np.uint16])
 def test_planes_of_any_shape(tmp_path, shape, dtype):
-    """Compression by chunks is exact for tiny, odd and empty planes, and for views."""
-    plane = (np.random.default_rng(1).random((shape[1], shape[0])) * 1000).astype(dtype).T
+    """Compression by chunks is exact for tiny, odd, empty and flat planes, and for views."""
+    plane = (np.random.default_rng(1).random(shape[::-1]) * 1000).astype(dtype).T
     with create_file(tmp_path / "a.h5") as file:
         write_plane(file, "plane", plane)
     with h5py.File(tmp_path / "a.h5") as file:

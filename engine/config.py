@@ -154,7 +154,18 @@ class CutoutConfig(Section):
 class AssociateConfig(Section):
     """Which DIASource belongs to which object."""
 
-    radius_arcsec: float = Field(1.0, gt=0)  # arcsec; farther pairs are never matched
+    radius_arcsec: float = Field(1.0, gt=0, le=60)  # arcsec; farther pairs are never matched
+    # arcsec, in quadrature with the errors of every pair: how well two visits' frames agree at best.
+    position_floor_arcsec: float = Field(0.05, gt=0)
+    missing_error_arcsec: float = Field(0.2, gt=0)  # arcsec; stands for a position's error where the table has none
+    # -ln of the density (arcsec^-2) of sources that belong to nothing known; a pair must be likelier than that.
+    # 14 is one in 10^6 arcsec^2, and lets pairs at the floor be 6 sigma apart.
+    no_match_cost: float = 14.0
+    proper_motion_snr: float = Field(5.0, ge=0)  # sigma; a proper motion that is less significant is taken as none
+    # days over which a prediction of a Solar System object without a visit is moved by its rates; beyond, it is not used
+    ephemeris_max_days: float = Field(0.1, ge=0)
+    min_reliability: float = Field(0.1, ge=0, le=1)  # an unmatched source below makes no object; no reliability passes
+    max_new_objects_per_detector: int = Field(1000, ge=0)  # more than this mean that the subtraction failed
 
 
 class DiaObjectConfig(Section):

@@ -19,7 +19,7 @@ def read_reference(path: str | Path) -> Table:
 
     The file has the columns ra, dec and flux_njy, or mag (AB) in its place.
     """
-    table = _read_columns(Path(path), ("ra", "dec"))
+    table = read_columns(Path(path), ("ra", "dec"))
     if "flux_njy" in table:
         flux = _numbers(table, "flux_njy", path)
     elif "mag" in table:
@@ -31,7 +31,7 @@ def read_reference(path: str | Path) -> Table:
 
 def read_positions(path: str | Path) -> Table:
     """Return positions as ``ra``, ``dec`` (deg) and ``dia_object_id``; without that column rows count from 1."""
-    table = _read_columns(Path(path), ("ra", "dec"))
+    table = read_columns(Path(path), ("ra", "dec"))
     ra, dec = _numbers(table, "ra", path), _numbers(table, "dec", path)
     ids = np.asarray(table["dia_object_id"]) if "dia_object_id" in table else np.arange(1, len(ra) + 1)
     try:
@@ -58,7 +58,8 @@ def read_preload(path: str | Path) -> Table:
     return {"dia_object_id": ids, "ra": _numbers(rows, "ra", path), "dec": _numbers(rows, "dec", path)}
 
 
-def _read_columns(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
+def read_columns(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Return the columns of a CSV file (text) or of the first table of an HDF5 file. Raises InputError without ``wanted``."""
     if not path.is_file():
         raise FileError("no such file", path=str(path))
     table = _read_hdf5(path) if path.suffix in HDF5_SUFFIXES else _read_csv(path)

@@ -1,0 +1,130 @@
+"""Alerts in files and on the wire: Avro object container files with a known place for every packet, Confluent's header.
+
+Each packet is a block of its own and is not compressed, so that its bytes can be read, and sent, from the middle of a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nightstream.errors import FileError, InputError
+from nightstream.io.atomic import complete_or_absent
+from nightstream.io.avro_rows import zigzag
+from nightstream.io.avro_schema import alert_schema, schema_id
+
+_MAGIC = b"Obj\x01"
+_WIRE = struct.Struct(">bi")  # 0, number of the schema
+_BUFFER_BYTES = 1 << 20
+
+
+class Places(NamedTuple):
+    """Where the packets' bodies are in a file: packet ``i`` is the ``length[i]`` bytes from ``offset[i]`` on."""
+
+    offset: np.ndarray  # (n,) int64
+    length: np.ndarray  # (n,) int64
+
+
+def write_alert_file(
+    path: str | Path, bodies: Iterable[bytes], version: str, *, ids: Sequence[int], visit: int | None = None
+) -> Places:
+    """Write Avro bodies of schema ``version`` as an object container file, complete or not at all.
+
+    ``ids`` are the packets' diaSourceIds, in the order of ``bodies``; the same packets give the same file. Only one body
+    is in memory at a time. Raises InputError when there are more or fewer bodies than ids, and FileError when the file
+    cannot be written; errors from ``bodies`` pass through. Either way nothing is left behind.
+    """
+    lengths, ends = [], []
+    sync = hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=16).digest()
+    with complete_or_absent(path, visit=visit) as temporary, open(temporary, "wb", buffering=_BUFFER_BYTES) as file:
+        position = file.write(_header(version, sync))
+        for body in bodies:
+            position += file.write(_block_start(len(body))) + file.write(body)
+            lengths.append(len(body))
+            ends.append(position)
+            position += file.write(sync)
+        if len(lengths) != len(ids):
+            raise InputError(f"got {len(lengths)} packets for {len(ids)} alerts")
+    length = np.array(lengths, np.int64)
+    return Places(np.array(ends, np.int64) - length, length)
+
+
+def read_alert_file(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the alerts of a file as dicts. Raises FileError when it is missing, cut short or something else."""
+    import fastavro
+
+    try:
+        with open(path, "rb") as file:
+            yield from fastavro.reader(file)
+    except OSError as error:
+        raise FileError(f"could not read the alerts: {error.strerror or error}", path=str(path)) from error
+    except (ValueError, EOFError, IndexError, KeyError) as error:
+        raise FileError(f"not a complete file of alerts: {error}", path=str(path)) from error
+
+
+def read_body(path: str | Path, offset: int, length: int) -> bytes:
+    """Return one packet's body from its place in a file. Raises FileError when the file is missing or ends before."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            body = file.read(length)
+    except OSError as error:
+        raise FileError(f"could not read an alert: {error.strerror or error}", path=str(path)) from error
+    if len(body) != length:
+        raise FileError(f"got {len(body)} bytes at {offset}, wanted {length}", path=str(path))
+    return body
+
+
+def decode_body(body: bytes, version: str) -> dict[str, Any]:
+    """Return the alert of an Avro body as a dict. Raises InputError when it is no packet of that version."""
+    import io
+
+    import fastavro
+
+    try:
+        return fastavro.schemaless_reader(io.BytesIO(body), _parsed_schema(version), None)
+    except (ValueError, EOFError, IndexError) as error:
+        raise InputError(f"not an alert of schema {version}: {error}") from error
+
+
+def wire_message(body: bytes, version: str | int) -> bytes:
+    """Return a body with Confluent's header: 0 and the schema's number at the registry, big end first.
+
+    ``version`` is a schema version, which has Rubin's number, or the number that another registry gave it.
+    """
+    return _WIRE.pack(0, schema_id(version) if isinstance(version, str) else version) + body
+
+
+def split_message(message: bytes) -> tuple[int, bytes]:
+    """Return the schema's number and the body of a wire message. Raises InputError for anything else."""
+    if len(message) < _WIRE.size or message[0]:
+        raise InputError(f"got a message that begins with {message[: _WIRE.size].hex()}, wanted 00 and a schema's number")
+    return _WIRE.unpack_from(message)[1], message[_WIRE.size :]
+
+
+@cache
+def _parsed_schema(version: str) -> Any:
+    import fastavro
+
+    return fastavro.parse_schema(alert_schema(version))
+
+
+def _header(version: str, sync: bytes) -> bytes:
+    entries = {"avro.codec": b"null", "avro.schema": json.dumps(alert_schema(version)).encode()}
+    metadata = b"".join(_sized(name.encode()) + _sized(value) for name, value in entries.items())
+    return _MAGIC + zigzag(len(entries)) + metadata + zigzag(0) + sync
+
+
+def _block_start(length: int) -> bytes:
+    return zigzag(1) + zigzag(length)
+
+
+def _sized(value: bytes) -> bytes:
+    return zigzag(len(value)) + value

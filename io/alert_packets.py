@@ -1,0 +1,216 @@
+"""Alert packets: encoded rows and pictures spliced into whole Avro bodies, a block of alerts at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from nightstream.engine.values import Table
+from nightstream.errors import InputError
+from nightstream.io.avro_rows import RowEncoder, zigzag
+from nightstream.io.avro_schema import NEWEST
+
+Bytes = bytes | memoryview
+CUTOUTS = ("difference", "science", "template")
+_BLOCK = 50  # alerts encoded together: about 2000 rows of history
+_NULL, _VALUE = b"\x00", b"\x02"  # which branch of ["null", something] follows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertInput:
+    """What the alerts of one visit are made of. Tables have the columns of `io.apdb`; an empty dict has no rows.
+
+    Histories must be sorted by dia_object_id, and within an object by time. The pictures are asked for one alert after
+    another and dropped, so that a sequence may make them then and they need not be in memory together.
+    """
+
+    dia_sources: Table  # one alert each, in this order
+    dia_objects: Table  # those the sources belong to, in any order
+    prv_dia_sources: Table  # 12 months of their other sources
+    prv_dia_forced_sources: Table  # 12 months of their forced sources, this visit's included
+    ss_sources: Table  # those of the sources that are known Solar System objects, in any order
+    mpc_orbits: Table  # orbits of these, in any order, found by designation
+    cutouts: tuple[Sequence[bytes], Sequence[bytes], Sequence[bytes]]  # FITS: difference, science, template; one per alert
+    observation_reason: str = ""  # of the visit; empty is null
+    target_name: str = ""
+
+
+class Array(NamedTuple):
+    """Some encoded records, one after the other."""
+
+    count: int
+    body: Bytes
+
+
+class Packet(NamedTuple):
+    """The encoded parts of one packet; None is null."""
+
+    dia_source_id: int
+    observation_reason: str
+    target_name: str
+    dia_source: Bytes
+    prv_dia_sources: Array | None
+    prv_dia_forced_sources: Array | None
+    dia_object: Bytes | None
+    ss_source: Bytes | None
+    mpc_orbits: Bytes | None
+    cutouts: tuple[Bytes | None, Bytes | None, Bytes | None]  # difference, science, template
+
+
+def pack_alerts(alerts: AlertInput, version: str = NEWEST) -> Iterator[bytes]:
+    """Yield the Avro body of every alert, in the order of ``alerts.dia_sources``.
+
+    As in Rubin's packets a first detection has null instead of an empty list of previous sources, and sources without
+    DIAObject have null for all that belongs to one. `encode_rows` says which values become null.
+
+    Raises InputError when a source's DIAObject is missing, histories are not sorted, a picture is missing or empty, or
+    a table lacks a column; all but a missing picture before the first packet.
+    """
+    parts = _parts(alerts, version)
+    n_alerts = len(_ids(alerts.dia_sources, "dia_source_id"))
+    if any(len(pictures) != n_alerts for pictures in alerts.cutouts):
+        raise InputError(f"got {[len(pictures) for pictures in alerts.cutouts]} cutouts, wanted {n_alerts} of each kind")
+    return _packets(alerts, parts, n_alerts)
+
+
+def splice_packet(packet: Packet) -> bytes:
+    """Return the Avro body of one packet from its encoded parts."""
+    return b"".join(
+        (
+            zigzag(packet.dia_source_id),
+            *_text(packet.observation_reason),
+            *_text(packet.target_name),
+            packet.dia_source,
+            *_array(packet.prv_dia_sources),
+            *_array(packet.prv_dia_forced_sources),
+            *_optional(packet.dia_object),
+            *_optional(packet.ss_source),
+            *_optional(packet.mpc_orbits),
+            *(part for cutout in packet.cutouts for part in _sized(cutout)),
+        )
+    )
+
+
+class _Part:
+    """One table as the alerts use it: alert ``i`` holds ``counts[i]`` rows of it from row ``starts[i]`` on."""
+
+    def __init__(self, encoder: RowEncoder, starts: np.ndarray, counts: np.ndarray) -> None:
+        self.encoder, self.starts, self.counts = encoder, starts, counts
+
+    def encode(self, block: slice) -> list[Array]:
+        """Return the rows of some alerts, encoded together."""
+        counts = self.counts[block]
+        ends = counts.cumsum()
+        rows = np.repeat(self.starts[block] - (ends - counts), counts) + np.arange(counts.sum())
+        encoded = self.encoder.encode(rows)
+        body, edges = memoryview(encoded.buffer), encoded.offsets[np.concatenate([[0], ends])].tolist()
+        return [Array(count, body[start:end]) for count, start, end in zip(counts.tolist(), edges[:-1], edges[1:], strict=True)]
+
+
+def _parts(alerts: AlertInput, version: str) -> list[_Part]:
+    """Return the parts in the order of the packet's fields."""
+    sources, objects = alerts.dia_sources, _ids(alerts.dia_sources, "dia_object_id")
+    own, rows = _ids(sources, "dia_source_id"), np.arange(len(objects))
+    found = _find(objects, _ids(alerts.dia_objects, "dia_object_id"))
+    missing = (found[1] == 0) & (objects != 0)
+    if missing.any():
+        raise InputError(f"DIAObject {objects[missing][0]} of DIASource {own[missing][0]} is not among the objects")
+    known = _find(own, _ids(alerts.ss_sources, "dia_source_id"))
+    return [
+        _Part(RowEncoder(table, record, version), *places)
+        for table, record, places in (
+            (sources, "diaSource", (rows, np.ones_like(rows))),
+            (alerts.prv_dia_sources, "diaSource", _history(objects, alerts.prv_dia_sources)),
+            (alerts.prv_dia_forced_sources, "diaForcedSource", _history(objects, alerts.prv_dia_forced_sources)),
+            (alerts.dia_objects, "diaObject", found),
+            (alerts.ss_sources, "ssSource", known),
+            (alerts.mpc_orbits, "mpc_orbits", _orbits(alerts, *known)),
+        )
+    ]
+
+
+def _packets(alerts: AlertInput, parts: list[_Part], n_alerts: int) -> Iterator[bytes]:
+    own = _ids(alerts.dia_sources, "dia_source_id").tolist()
+    for start in range(0, n_alerts, _BLOCK):
+        encoded = [part.encode(slice(start, start + _BLOCK)) for part in parts]
+        for index, (source, previous, forced, dia_object, ss_source, orbit) in enumerate(zip(*encoded, strict=True), start):
+            yield splice_packet(
+                Packet(
+                    own[index],
+                    alerts.observation_reason,
+                    alerts.target_name,
+                    source.body,
+                    previous if previous.count else None,
+                    forced if dia_object.count else None,
+                    *(record.body if record.count else None for record in (dia_object, ss_source, orbit)),
+                    tuple(_picture(alerts, own, kind, index) for kind in range(len(CUTOUTS))),
+                )
+            )
+
+
+def _picture(alerts: AlertInput, own: list[int], kind: int, index: int) -> bytes:
+    picture = alerts.cutouts[kind][index]
+    if not picture:
+        raise InputError(f"the alert of DIASource {own[index]} has no {CUTOUTS[kind]} cutout")
+    return picture
+
+
+def _ids(table: Table, name: str) -> np.ndarray:
+    """Return an integer column; masked values are 0, and so is a column that is missing."""
+    n_rows = len(next(iter(table.values()))) if table else 0
+    return np.ma.filled(np.ma.asarray(table.get(name, np.zeros(n_rows, np.int64))), 0)
+
+
+def _find(wanted: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where in ``ids`` the wanted ones are, and how many there are: 1 or 0; the number 0 is nowhere."""
+    order = np.argsort(ids, kind="stable")
+    place = np.searchsorted(ids, wanted, sorter=order)
+    inside = place < len(ids)
+    start = np.zeros(len(wanted), np.int64)
+    start[inside] = order[place[inside]]
+    found = inside & (wanted != 0)
+    found[found] = ids[start[found]] == wanted[found]
+    return start, found.astype(np.int64)
+
+
+def _history(objects: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """Return where in a sorted history each object's rows begin, and how many there are."""
+    ids = _ids(table, "dia_object_id")
+    if (ids[1:] < ids[:-1]).any():
+        raise InputError("the history must be sorted by dia_object_id")
+    starts = np.searchsorted(ids, objects, "left")
+    counts = np.searchsorted(ids, objects, "right") - starts
+    return starts, np.where(objects == 0, 0, counts)
+
+
+def _orbits(alerts: AlertInput, known: np.ndarray, n_known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which orbit belongs to each alert: by any of its designations, for packets name some packed, some not."""
+    names = ("packed_primary_provisional_designation", "unpacked_primary_provisional_designation", "designation")
+    columns = [np.ma.filled(alerts.mpc_orbits[name], "").tolist() for name in names if name in alerts.mpc_orbits]
+    row_of = {name: row for column in columns for row, name in enumerate(column) if name}
+    seen = np.ma.filled(alerts.ss_sources.get("designation", np.full(len(known), "")), "")
+    rows = [row_of.get(str(seen[row]), -1) if count else -1 for row, count in zip(known, n_known, strict=True)]
+    rows = np.array(rows, np.int64)
+    return np.maximum(rows, 0), (rows >= 0).astype(np.int64)
+
+
+def _text(text: str) -> tuple[Bytes, ...]:
+    return _sized(text.encode() or None)
+
+
+def _sized(body: Bytes | None) -> tuple[Bytes, ...]:
+    return (_NULL,) if body is None else (_VALUE, zigzag(len(body)), body)
+
+
+def _optional(record: Bytes | None) -> tuple[Bytes, ...]:
+    return (_NULL,) if record is None else (_VALUE, record)
+
+
+def _array(array: Array | None) -> tuple[Bytes, ...]:
+    """Return an Avro array as one block and its end; an empty array is only the end."""
+    if array is None:
+        return (_NULL,)
+    return (_VALUE, zigzag(array.count), array.body, b"\x00") if array.count else (_VALUE, b"\x00")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -18,35 +17,12 @@ from nightstream.engine.values import Array, Table
 from nightstream.errors import NightstreamError
 from nightstream.io.product_blocks import read_nearby_pixels
 from nightstream.io.products import product_path
+from nightstream.io.prompt_database import CORNERS, PromptDatabase
 from nightstream.io.sky_cells import inside_polygon, unit_vectors
 
 PADDING_ARCSEC = 1.0  # stored corners are centres of pixels, and edges of distorted images bow
-CORNERS = ("llc", "ulc", "urc", "lrc")
 POSITION = ("dia_object_id", "ra", "dec")
-
-
-class PrecoveryDatabase(Protocol):
-    """What precovery needs of `nightstream.io.prompt_database.PromptDatabase`."""
-
-    def objects_without_precovery(self, since_mjd: float) -> Table:
-        """DIAObjects with a first source at or after ``since_mjd`` that nobody has marked."""
-        ...
-
-    def detector_visits(self, since_mjd: float, until_mjd: float) -> Table:
-        """Rows of DetectorVisitProcessingSummary."""
-        ...
-
-    def history(self, ids: Array, since_mjd: float) -> tuple[Table, Table]:
-        """DIASources and forced sources of objects."""
-        ...
-
-    def add_forced(self, table: Table) -> object:
-        """Store forced sources, one transaction; those of an object, visit and detector that are there stay as they are."""
-        ...
-
-    def mark_precovered(self, ids: Array, mjd: float) -> object:
-        """Remember that objects are done."""
-        ...
+KEY = ("dia_object_id", "visit", "detector")  # of a forced source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +46,7 @@ class ProductTask:
 
 
 def precover(
-    database: PrecoveryDatabase,
+    database: PromptDatabase,
     products_dir: str | Path,
     *,
     now_mjd_tai: float,
@@ -119,7 +95,7 @@ def force_from_product(path: str | Path, positions: Table) -> Table:
     return {name: column for name, column in rows.items() if name != "dia_source_id"}
 
 
-def plan_precovery(database: PrecoveryDatabase, objects: Table, days: float) -> tuple[list[ProductTask], float]:
+def plan_precovery(database: PromptDatabase, objects: Table, days: float) -> tuple[list[ProductTask], float]:
     """Return what is to be measured, by visit, then detector, and the time (MJD TAI) of the newest visit.
 
     What the database has a forced source of already is left out.
@@ -128,8 +104,8 @@ def plan_precovery(database: PrecoveryDatabase, objects: Table, days: float) -> 
         return [], -np.inf
     since = float(objects["first_dia_source_mjd_tai"].min()) - days
     visits = database.detector_visits(since, np.inf)
-    _, forced = database.history(objects["dia_object_id"], since)
-    measured = {*zip(*(forced[name].tolist() for name in ("dia_object_id", "visit", "detector")), strict=True)}
+    _, forced = database.history(objects["dia_object_id"], since, source_columns=("dia_source_id",), forced_columns=KEY)
+    measured = {*zip(*(forced[name].tolist() for name in KEY), strict=True)}
     tasks = []
     for row, covered in covered_objects(visits, objects, days):
         visit, detector = int(visits["visit"][row]), int(visits["detector"][row])
@@ -147,7 +123,7 @@ def covered_objects(visits: Table, objects: Table, days: float) -> Iterator[tupl
     from scipy.spatial import cKDTree
 
     tree = cKDTree(unit_vectors(objects["ra"], objects["dec"]))
-    corners = np.stack([np.stack([visits[f"{corner}{axis}"] for axis in ("ra", "dec")], axis=-1) for corner in CORNERS], axis=1)
+    corners = np.stack([np.stack([visits[ra], visits[dec]], axis=-1) for ra, dec in CORNERS], axis=1)
     vectors = unit_vectors(corners[..., 0], corners[..., 1])
     centres = vectors.mean(axis=1)
     reach = np.linalg.norm(vectors - centres[:, None], axis=-1).max(axis=1) + np.radians(PADDING_ARCSEC / 3600.0)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from exposures import NJY_PER_ELECTRON, epochs
+from product_scene import assert_same
 from scenes import lattice
 from typer.testing import CliRunner
 
@@ -19,9 +19,10 @@ from nightstream.engine.values import DetectorProducts, Exposure
 from nightstream.errors import FileError, InputError
 from nightstream.io.product_blocks import read_nearby_pixels
 from nightstream.io.products import product_path, write_detector_products
+from nightstream.io.prompt_database import VisitBatch, open_database
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.wcs import Wcs
-from nightstream.scheduler.precover import force_from_product, precover
+from nightstream.scheduler.precover import KEY, force_from_product, precover
 
 HOST = SimpleNamespace(array=np.asarray)
 NOW = 61010.0
@@ -29,7 +30,8 @@ FOUND = 61000.5  # MJD TAI of every object's first source
 N_SIDE, SPACING = 11, 27
 SHAPE = (N_SIDE * SPACING,) * 2  # 297: two by two stored blocks
 DETECTORS = (94, 95)
-CENTRES = {94: 150.0, 95: 150.02}  # ra; detectors of 60" stand 72" apart
+CENTRES = {94: 150.0, 95: 150.03}  # ra; detectors of 60", turned by 20 deg, stand 94" apart
+BOX = np.array([[149.9, -30.1], [150.1, -30.1], [150.1, -29.9], [149.9, -29.9]])
 
 
 def detector_wcs(detector) -> Wcs:
@@ -71,39 +73,33 @@ def visit_row(visit, detector, mjd) -> dict:
     return {"visit": visit, "detector": detector, "midpoint_mjd_tai": mjd} | corners
 
 
-class FakeDatabase:
-    """The little of the prompt database that precovery uses, in dictionaries."""
+class Watched:
+    """A prompt database that counts transactions of precovery, and dies before the one that it is told."""
 
-    def __init__(self, objects, visits, dies_after=None):
-        self.objects, self.visits, self.dies_after = objects, visits, dies_after
-        self.forced, self.marked, self.transactions = {}, {}, 0
+    def __init__(self, database, dies_after=None):
+        self.database, self.dies_after, self.transactions, self.forget = database, dies_after, 0, False
+
+    def __getattr__(self, name):
+        return getattr(self.database, name)
 
     def objects_without_precovery(self, since_mjd):
-        table = self.objects
-        wanted = (table["first_dia_source_mjd_tai"] >= since_mjd) & ~np.isin(table["dia_object_id"], list(self.marked))
-        return {name: column[wanted] for name, column in table.items()}
-
-    def detector_visits(self, since_mjd, until_mjd):
-        rows = [row for row in self.visits if since_mjd <= row["midpoint_mjd_tai"] <= until_mjd]
-        return {name: np.array([row[name] for row in rows]) for name in self.visits[0]}
-
-    def history(self, ids, since_mjd):
-        keys = np.array([key for key in self.forced if key[0] in ids], dtype=np.int64).reshape(-1, 3)
-        return {}, dict(zip(("dia_object_id", "visit", "detector"), keys.T, strict=True))
+        """Those that are new, or once more those that ever were."""
+        return self.database.objects_in([BOX], 0.0, FOUND) if self.forget else self.database.objects_without_precovery(since_mjd)
 
     def add_forced(self, table):
         if self.transactions == self.dies_after:
             raise KeyboardInterrupt
         self.transactions += 1
-        for row in zip(*table.values(), strict=True):
-            values = dict(zip(table, row, strict=True))
-            self.forced.setdefault((values["dia_object_id"], values["visit"], values["detector"]), values)
+        return self.database.add_forced(table)
 
-    def mark_precovered(self, ids, mjd):
-        self.marked |= dict.fromkeys(ids.tolist(), mjd)
+    def forced(self, survey) -> dict:
+        """All forced sources, sorted, without their own numbers."""
+        table = self.history(survey.objects["dia_object_id"], 0.0)[1]
+        order = np.lexsort([table[name] for name in ("detector", "visit", "dia_object_id")])
+        return {name: column[order] for name, column in table.items() if name != "dia_forced_source_id"}
 
-    def column(self, name) -> np.ndarray:
-        return np.array([self.forced[key][name] for key in sorted(self.forced)])
+    def marked(self, survey) -> set:
+        return set(survey.objects["dia_object_id"]) - set(self.database.objects_without_precovery(0.0)["dia_object_id"])
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +118,31 @@ def survey(tmp_path_factory):
     return SimpleNamespace(folder=folder, truth=truth, visits=visits, objects=table)
 
 
-def database(survey, **options) -> FakeDatabase:
-    return FakeDatabase(survey.objects, survey.visits, **options)
+@pytest.fixture
+def database(survey, tmp_path):
+    """Makes databases in which every visit is published and every object new; closes them."""
+    with ExitStack() as stack:
+
+        def make(visits=(), objects=survey.objects, forced=(), **options) -> Watched:
+            path = tmp_path / f"prompt-{len(list(tmp_path.glob('prompt*')))}.duckdb"
+            opened = stack.enter_context(open_database(path))
+            publish(opened, [*survey.visits, *visits], objects, forced)
+            return Watched(opened, **options)
+
+        yield make
+
+
+def publish(opened, visits, objects, forced) -> None:
+    """Store visits, the objects with the first of them."""
+    first = objects["first_dia_source_mjd_tai"]
+    objects = objects | {"last_dia_source_mjd_tai": first, "validity_start_mjd_tai": first}
+    for number in sorted({row["visit"] for row in visits}):
+        rows = [row for row in visits if row["visit"] == number]
+        table = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        opened.write(VisitBatch(visit=number, detector_visits=table, dia_objects=objects))
+        objects = {}
+    for row in forced:
+        opened.add_forced({name: np.array([value]) for name, value in row.items()})
 
 
 def copy_products(survey, folder):
@@ -135,101 +154,103 @@ def copy_products(survey, folder):
     return folder
 
 
-def test_pulls_of_precovered_fluxes_are_standard_normal(survey):
+def test_pulls_of_precovered_fluxes_are_standard_normal(survey, database):
     """Every object has its true flux in every visit, on the difference and on the visit image."""
-    store = database(survey)
+    store = database()
     summary = precover(store, survey.folder, now_mjd_tai=NOW)
     assert (summary.n_products, summary.n_rows, summary.failures) == (6, 6 * N_SIDE**2, ())
-    truth = np.array([survey.truth[key] for key in sorted(store.forced)])
+    rows = store.forced(survey)
+    truth = np.array([survey.truth[key] for key in zip(*(rows[name].tolist() for name in KEY), strict=True)])
     for name, base in (("psf", 0.0), ("science", 3e3 * NJY_PER_ELECTRON)):
-        pull = (store.column(f"{name}_flux") - base - truth) / store.column(f"{name}_flux_err")
+        pull = (rows[f"{name}_flux"] - base - truth) / rows[f"{name}_flux_err"]
         assert abs(pull.mean()) < 4 / np.sqrt(pull.size) and abs(pull.std() - 1) < 4 / np.sqrt(2 * pull.size)
-    assert set(store.marked) == set(survey.objects["dia_object_id"]) and summary.n_done == summary.n_objects
-    assert set(store.column("time_processed_mjd_tai")) == {NOW}
+    assert store.marked(survey) == set(survey.objects["dia_object_id"]) and summary.n_done == summary.n_objects
+    assert set(rows["time_processed_mjd_tai"]) == {NOW}
 
 
-def test_doing_it_twice_changes_nothing(survey):
+def test_doing_it_twice_changes_nothing(survey, database):
     """The second run finds nothing to do, also when the objects look new again."""
-    store = database(survey)
+    store = database()
     precover(store, survey.folder, now_mjd_tai=NOW)
-    before, transactions = dict(store.forced), store.transactions
+    before, transactions = store.forced(survey), store.transactions
     assert precover(store, survey.folder, now_mjd_tai=NOW + 1).n_objects == 0
-    store.marked.clear()
+    store.forget = True
     summary = precover(store, survey.folder, now_mjd_tai=NOW + 1)
-    assert summary.n_products == 0 and summary.n_done == summary.n_objects
-    assert store.forced == before and store.transactions == transactions
+    assert summary.n_products == 0 and summary.n_done == summary.n_objects == 2 * N_SIDE**2
+    assert store.transactions == transactions
+    assert_same(store.forced(survey), before)
 
 
-def test_killed_half_way_it_goes_on_where_it_stopped(survey):
+def test_killed_half_way_it_goes_on_where_it_stopped(survey, database):
     """What was measured before the end is not measured again, and the result is that of an undisturbed run."""
-    undisturbed, store = database(survey), database(survey, dies_after=4)
+    undisturbed, store = database(), database(dies_after=4)
     precover(undisturbed, survey.folder, now_mjd_tai=NOW)
     with pytest.raises(KeyboardInterrupt):
         precover(store, survey.folder, now_mjd_tai=NOW)
-    assert store.transactions == 4 and not store.marked
+    assert store.transactions == 4 and not store.marked(survey)
     store.dies_after = None
     assert precover(store, survey.folder, now_mjd_tai=NOW).n_products == 2
-    assert store.marked == undisturbed.marked
-    np.testing.assert_equal(store.forced, undisturbed.forced)
+    assert store.marked(survey) == undisturbed.marked(survey)
+    assert_same(store.forced(survey), undisturbed.forced(survey))
 
 
-def test_broken_products_are_told_and_the_rest_is_done(survey, tmp_path):
+def test_broken_products_are_told_and_the_rest_is_done(survey, tmp_path, database):
     """A missing and a corrupt product are an error each, with file, visit and detector; mended, they are made good."""
     folder = copy_products(survey, tmp_path)
     missing, corrupt = product_path(folder, 1, 94), product_path(folder, 2, 94)
     kept = missing.read_bytes(), corrupt.read_bytes()
     missing.unlink()
     corrupt.write_bytes(kept[1][: len(kept[1]) // 2])
-    store = database(survey)
+    store = database()
     summary = precover(store, folder, now_mjd_tai=NOW)
     assert [(error.visit, error.detector, error.path) for error in summary.failures] == [
         (1, 94, str(missing)),
         (2, 94, str(corrupt)),
     ]
     assert all(isinstance(error, FileError) for error in summary.failures) and summary.n_rows == 4 * N_SIDE**2
-    assert {key // 1000 for key in store.marked} == {95}
+    assert {number // 1000 for number in store.marked(survey)} == {95}
     missing.write_bytes(kept[0])
     corrupt.write_bytes(kept[1])
     assert precover(store, folder, now_mjd_tai=NOW).failures == ()
-    assert len(store.forced) == 6 * N_SIDE**2 and len(store.marked) == 2 * N_SIDE**2
+    assert len(store.forced(survey)["ra"]) == 6 * N_SIDE**2 and len(store.marked(survey)) == 2 * N_SIDE**2
 
 
-def test_products_gone_for_good_do_not_keep_objects_for_ever(survey, tmp_path):
+def test_products_gone_for_good_do_not_keep_objects_for_ever(survey, tmp_path, database):
     """Once the newest visit is a month later, an object whose images are gone is done with."""
-    store = database(survey)
-    store.visits = [*survey.visits, visit_row(9, 94, FOUND + 31.0)]
+    store = database(visits=[visit_row(9, 94, FOUND + 31.0)])
     summary = precover(store, tmp_path, now_mjd_tai=NOW)
-    assert len(summary.failures) == 7 and len(store.marked) == 2 * N_SIDE**2
+    assert len(summary.failures) == 7 and len(store.marked(survey)) == 2 * N_SIDE**2
 
 
-def test_only_the_days_before_the_first_source_count(survey):
+def test_only_the_days_before_the_first_source_count(survey, database):
     """A visit older than the window is left alone."""
-    store = database(survey)
+    store = database()
     precover(store, survey.folder, now_mjd_tai=NOW, days=10.0)
-    assert {visit for _, visit, _ in store.forced} == {2, 3}
+    assert set(store.forced(survey)["visit"]) == {2, 3}
 
 
-def test_what_the_database_has_is_not_measured_again(survey):
+def test_what_the_database_has_is_not_measured_again(survey, database):
     """The forced source that came with the alert stays, and its product is not opened for its sake."""
-    store = database(survey)
-    objects = {name: column[:1] for name, column in survey.objects.items()}
-    store.objects, number = objects, int(objects["dia_object_id"][0])
-    store.forced = {(number, 3, 94): {"dia_object_id": number, "psf_flux": 1.0}}
+    one = {name: column[:1] for name, column in survey.objects.items()}
+    row = {name: one[name][0] for name in ("dia_object_id", "ra", "dec")} | {"visit": 3, "detector": 94}
+    store = database(objects=one, forced=[row | {"midpoint_mjd_tai": FOUND, "psf_flux": 1.0}])
     assert precover(store, survey.folder, now_mjd_tai=NOW).n_products == 2
-    assert store.forced[number, 3, 94]["psf_flux"] == 1.0 and len(store.forced) == 3
+    rows = store.forced(survey)
+    np.testing.assert_array_equal(rows["visit"], [1, 2, 3])
+    assert rows["psf_flux"][2] == 1.0 and (rows["psf_flux"][:2] != 1.0).all()
 
 
-def test_nothing_new_is_no_work(survey, tmp_path):
+def test_nothing_new_is_no_work(survey, tmp_path, database):
     """Without new objects not even the list of visits is read."""
-    store = database(survey)
-    store.objects, store.detector_visits = {name: column[:0] for name, column in survey.objects.items()}, None
-    assert precover(store, tmp_path, now_mjd_tai=NOW).n_objects == 0 and not store.marked
+    store = database(objects={name: column[:0] for name, column in survey.objects.items()})
+    store.detector_visits = None
+    assert precover(store, tmp_path, now_mjd_tai=NOW).n_objects == 0
 
 
-def test_progress_counts_products(survey):
+def test_progress_counts_products(survey, database):
     """One step a product, up to their number."""
     steps = []
-    precover(database(survey), survey.folder, now_mjd_tai=NOW, progress=lambda done, total: steps.append((done, total)))
+    precover(database(), survey.folder, now_mjd_tai=NOW, progress=lambda done, total: steps.append((done, total)))
     assert steps == [(i, 6) for i in range(1, 7)]
 
 
@@ -294,35 +315,40 @@ def test_product_without_wcs_is_refused(tmp_path):
 
 
 @pytest.fixture
-def opened(survey, monkeypatch):
-    """The command's database is a fake; returns it and what it was opened with."""
-    store, asked = database(survey), []
-    module = ModuleType("nightstream.io.prompt_database")
-    module.open_database = lambda url: asked.append(url) or nullcontext(store)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    return store, asked
+def stored(survey, tmp_path):
+    """File of a database in which everything is new."""
+    path = tmp_path / "prompt.duckdb"
+    with open_database(path) as opened:
+        publish(opened, survey.visits, survey.objects, ())
+    return path
 
 
 def invoke(*arguments):
     return CliRunner().invoke(app, ["precover", *map(str, arguments)])
 
 
-def test_command_tells_what_was_done(survey, opened):
+def test_command_tells_what_was_done(survey, stored):
     """Status 0 and one line; a second run has nothing to do."""
-    result = invoke("--database", "prompt.duckdb", "--products", survey.folder)
+    result = invoke("--database", stored, "--products", survey.folder)
     assert result.exit_code == 0, result.output
     assert "242 of 242 new objects precovered: 726 forced sources on 6 products" in result.output
-    assert "0 of 0 new objects" in invoke("--database", "prompt.duckdb", "--products", survey.folder).output
-    assert opened[1] == ["prompt.duckdb"] * 2
+    assert "0 of 0 new objects" in invoke("--database", stored, "--products", survey.folder).output
 
 
-def test_command_tells_products_that_failed(survey, opened, tmp_path):
+def test_command_tells_products_that_failed(survey, stored, tmp_path):
     """Status 1, one error a product with file, visit and detector; the others are done."""
     folder = copy_products(survey, tmp_path)
     product_path(folder, 2, 95).unlink()
-    result = invoke("--database", "prompt.duckdb", "--products", folder)
+    result = invoke("--database", stored, "--products", folder)
     assert result.exit_code == 1 and "605 forced sources on 5 products" in result.output
     assert result.output.count("error:") == 1 and "visit 2, detector 95, file" in result.output
+
+
+def test_command_makes_no_database(tmp_path):
+    """A mistyped name is an error, not a new database without objects."""
+    result = invoke("--database", tmp_path / "promt.duckdb", "--products", tmp_path)
+    assert result.exit_code == 1 and "there is no such database" in result.output and "promt.duckdb" in result.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_command_wants_a_folder_of_products(tmp_path):

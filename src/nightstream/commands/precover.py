@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nightstream.commands.common import Failures, console, errors_end_the_command
+from nightstream.errors import FileError
 
 if TYPE_CHECKING:
     from nightstream.scheduler.precover import PrecoverySummary
@@ -32,5 +33,7 @@ def _precover(database: str, products: Path, days: float, progress) -> Precovery
     from nightstream.io.prompt_database import open_database
     from nightstream.scheduler.precover import precover
 
+    if "://" not in database and not Path(database).is_file():
+        raise FileError("there is no such database", path=database)  # which would be made, and empty
     with open_database(database) as opened:
         return precover(opened, products, now_mjd_tai=now_mjd_tai(), days=days, progress=progress)

@@ -9,6 +9,7 @@ from nightstream.engine.camera import Amplifier, Box, Detector
 from nightstream.errors import ConfigError
 from nightstream.io.cameras import load_camera
 from nightstream.io.catalogues import read_positions, read_reference
+from nightstream.io.ephemerides import predictions_of, read_ephemerides
 from nightstream.kernels.wcs import Wcs
 from nightstream.simulate import survey as surveys
 from nightstream.simulate.detector import COSMIC_RAY_ELECTRONS, draw_cosmic_rays, expose, make_detector_truth
@@ -305,11 +306,14 @@ def test_changes_tell_what_a_difference_should_hold(survey):
 
 
 def test_catalogues_are_those_that_a_run_reads(survey):
-    """The reference and the positions to force photometry at go through the run's own readers."""
+    """The reference, the positions to force photometry at and the ephemerides go through the run's own readers."""
     stars, positions = read_reference(survey.reference_path), read_positions(survey.positions_path)
     assert len(stars["flux"]) > 50
     assert (stars["flux"] > 0).all()
     assert len(set(positions["dia_object_id"])) == len(positions["ra"])
+    visit = next(visit for visit in survey.visits if visit.role == "science")
+    predicted = predictions_of(read_ephemerides(survey.ephemerides_path), visit.id, visit.midpoint_mjd_tai)
+    assert predicted["designation"].tolist() == ["SIM 0", "SIM 1"]
 
 
 def test_too_many_detectors_are_refused(tmp_path):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from nightstream.engine.config import AssociateConfig
-from nightstream.engine.matching import Positions, candidates, float_column, positions_at, positions_of, select, unique_ids
+from nightstream.engine.matching import Positions, candidates, float_column, object_positions, positions_of, select, unique_ids
 from nightstream.engine.solar_system import match_predictions, predictions_for, ss_sources
 from nightstream.engine.values import Table
 from nightstream.errors import InputError
@@ -60,9 +60,9 @@ def associate(
 
     ``sources``: dia_source_id, detector, ra, dec (deg, ICRS), midpoint_mjd_tai and, where known, ra_err, dec_err,
     ra_dec_cov (deg; ra's times cos(dec)), snr, visit, reliability and flags. ``objects``: dia_object_id, ra, dec and, where
-    known, their errors, radec_mjd_tai, pm_ra, pm_dec (mas/yr) and their errors. ``ephemerides``: see
-    `solar_system.predictions_for`. ``claimed``: objects (of either kind) that have a source of this visit already, from
-    detectors that were stored before; a source that would be theirs is a duplicate.
+    known, their errors, radec_mjd_tai, pm_ra, pm_dec (mas/yr) and their errors. ``ephemerides``: predictions of one visit or
+    many (`solar_system.predictions_for`). ``claimed``: objects (of either kind) that have a source of this visit already,
+    from detectors that were stored before; a source that would be theirs is a duplicate.
 
     A pair costs -ln of its Gaussian density under the errors of both, with a floor; of all one-to-one matches within
     ``config.radius_arcsec`` the one of least total cost is taken, where a source alone costs ``config.no_match_cost``.
@@ -74,7 +74,7 @@ def associate(
     object_ids = unique_ids(objects or NO_OBJECTS, "dia_object_id")
     where = positions_of(sources, config)
     predictions = predictions_for(ephemerides or NO_PREDICTIONS, visit, mjd, config)
-    known = positions_at(objects or NO_OBJECTS, mjd, config), object_ids
+    known = object_positions(objects or NO_OBJECTS, mjd, config), object_ids
     detector = np.asarray(sources["detector"])
     refused: dict[int, str] = {}
     while True:
@@ -89,7 +89,7 @@ def associate(
 
 
 def _check(sources: Table) -> tuple[int, float]:
-    """Return the visit, 0 where not told, and its time."""
+    """Return the visit, 0 where not told, and its time, NaN where no source has one."""
     missing = [name for name in WANTED if name not in sources]
     if missing:
         raise InputError(f"association wants the columns {', '.join(WANTED)} of sources, without: {', '.join(missing)}")

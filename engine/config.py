@@ -162,7 +162,7 @@ class AssociateConfig(Section):
     # 14 is one in 10^6 arcsec^2, and lets pairs at the floor be 6 sigma apart.
     no_match_cost: float = 14.0
     proper_motion_snr: float = Field(5.0, ge=0)  # sigma; a proper motion that is less significant is taken as none
-    # days over which a prediction of a Solar System object without a visit is moved by its rates; beyond, it is not used
+    # days that rates move a prediction which names no visit; a main-belt asteroid strays by 0.2 arcsec in 0.1 day
     ephemeris_max_days: float = Field(0.1, ge=0)
     min_reliability: float = Field(0.1, ge=0, le=1)  # an unmatched source below makes no object; no reliability passes
     max_new_objects_per_detector: int = Field(1000, ge=0)  # more than this mean that the subtraction failed

@@ -13,7 +13,7 @@ import numpy as np
 from nightstream.engine.config import AssociateConfig
 from nightstream.engine.values import Table
 from nightstream.errors import InputError
-from nightstream.kernels.sky_frames import ARCSEC_PER_RADIAN, tangent_basis, unit_vectors
+from nightstream.kernels.sky_frames import ARCSEC_PER_RADIAN, sky_from_vectors, tangent_basis, unit_vectors
 from nightstream.kernels.sky_match import gaussian_cost, sky_pairs, turned_covariance
 
 DAYS_PER_YEAR = 365.25
@@ -64,7 +64,7 @@ def positions_of(table: Table, config: AssociateConfig) -> Positions:
     return Positions(ra=ra, dec=dec, vectors=unit_vectors(ra, dec), variance=_variance(table, config))
 
 
-def positions_at(table: Table, mjd_tai: float, config: AssociateConfig) -> Positions:
+def object_positions(table: Table, mjd_tai: float, config: AssociateConfig) -> Positions:
     """Return where DIAObjects are at a time: `positions_of`, moved by their proper motion since ``radec_mjd_tai``.
 
     Proper motions (pm_ra times cos(dec), pm_dec, their errors; mas/yr) of less than ``config.proper_motion_snr`` sigma are
@@ -87,6 +87,12 @@ def positions_at(table: Table, mjd_tai: float, config: AssociateConfig) -> Posit
     for name, more in zip(("east", "north"), (error[rows] * years[rows, None]).T, strict=True):
         widened[name][rows] += more**2
     return replace(at, vectors=vectors, variance=widened)
+
+
+def predicted_positions(objects: Table, mjd_tai: float, config: AssociateConfig) -> Table:
+    """Return dia_object_id, ra and dec (deg) of DIAObjects at a time; see `object_positions`."""
+    ra, dec = sky_from_vectors(object_positions(objects, mjd_tai, config).vectors)
+    return {"dia_object_id": np.asarray(objects["dia_object_id"], np.int64), "ra": ra, "dec": dec}
 
 
 def candidates(first: Positions, second: Positions, config: AssociateConfig) -> Candidates:

@@ -12,6 +12,7 @@ import numpy as np
 from nightstream.engine.config import AssociateConfig
 from nightstream.engine.matching import float_column, normalised, pair_cost, positions_of, select, unique_ids
 from nightstream.engine.values import Table
+from nightstream.errors import InputError
 from nightstream.kernels.assignment import assign
 from nightstream.kernels.sky_frames import (
     ARCSEC_PER_RADIAN,
@@ -38,22 +39,26 @@ class SolarSystemMatch(NamedTuple):
 
 
 def predictions_for(ephemerides: Table, visit: int, mjd_tai: float, config: AssociateConfig) -> Table:
-    """Return the rows of ``ephemerides`` that say where objects are in a visit: at most one an object.
+    """Return the rows of ``ephemerides`` that say where objects are in a visit in whose middle it is ``mjd_tai``.
 
-    With a column visit: the rows of that visit. Else, with mjd (TAI): of each object the row nearest in time, if it is
-    within ``config.ephemeris_max_days``. With neither: all. Raises InputError when an object then occurs twice.
+    With a column visit: the rows of that visit. Else, with mjd: of each object the row nearest in time, if that is within
+    ``config.ephemeris_max_days``. With neither: all. Nothing is moved yet. Raises InputError when an object is left with
+    several rows.
     """
-    unique = ephemerides
+    ids = np.asarray(ephemerides["ss_object_id"], dtype=np.int64)
+    rows = np.arange(len(ids))
     if "visit" in ephemerides:
-        unique = select(ephemerides, np.flatnonzero(np.asarray(ephemerides["visit"]) == visit))
+        rows = np.flatnonzero(np.asarray(ephemerides["visit"]) == visit)
     elif "mjd" in ephemerides:
-        away = np.abs(float_column(ephemerides, "mjd") - mjd_tai)
-        ids = np.asarray(ephemerides["ss_object_id"])
-        order = np.lexsort((float_column(ephemerides, "mjd"), away, ids))
-        is_nearest = np.diff(ids[order], prepend=ids[order][:1] - 1) != 0
-        unique = select(ephemerides, order[is_nearest & (away[order] <= config.ephemeris_max_days)])
-    unique_ids(unique, "ss_object_id")
-    return unique
+        mjd = float_column(ephemerides, "mjd")
+        away = np.abs(mjd - mjd_tai)
+        order = np.lexsort((mjd, away, ids))
+        is_nearest = np.diff(ids[order], prepend=0) != 0
+        rows = order[is_nearest & (away[order] <= config.ephemeris_max_days)]
+    values, counts = np.unique(ids[rows], return_counts=True)
+    if (counts > 1).any():
+        raise InputError(f"Solar System object {values[counts > 1][0]} has {counts.max()} predictions, wanted one", visit=visit)
+    return select(ephemerides, rows)
 
 
 def match_predictions(sources: Table, predictions: Table, config: AssociateConfig) -> SolarSystemMatch:

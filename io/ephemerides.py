@@ -1,6 +1,7 @@
 """Predicted positions of known Solar System objects, from a CSV or HDF5 file that some ephemeris service made.
 
-One row an object and visit (column visit), or an object and time (column mjd, TAI); a file may cover a whole night.
+One row an object and visit (column visit), or an object and time (column mjd, TAI); a file may cover many visits. Which rows
+serve a visit: `nightstream.engine.solar_system.predictions_for`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from sky_tables import MJD, joined, make_objects, make_sources, reordered
 
 from nightstream.engine.associate import MARGINAL_FLAGS, associate
 from nightstream.engine.config import AssociateConfig
+from nightstream.engine.matching import predicted_positions
 from nightstream.errors import InputError
 
 CONFIG = AssociateConfig()
@@ -286,3 +287,12 @@ def test_inputs_are_unchanged():
     for column in (*sources.values(), *objects.values()):
         column.setflags(write=False)
     associate(sources, objects, CONFIG, claimed=[1])
+
+
+def test_predicted_positions_are_those_association_expects():
+    """Objects move by significant proper motion and else stay."""
+    objects = make_objects([0.0, 9.0], pm_ra=[1000.0, 1000.0], pm_dec=0.0, pm_ra_err=[10.0, 900.0], pm_dec_err=10.0)
+    moved = predicted_positions(objects, MJD + 365.25, CONFIG)
+    east = (moved["ra"] - objects["ra"]) * np.cos(np.radians(-30.0)) * 3600
+    np.testing.assert_allclose(east, [1.0, 0.0], atol=1e-6)
+    assert moved["dia_object_id"].tolist() == [1, 2]

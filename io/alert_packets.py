@@ -15,7 +15,7 @@ from nightstream.io.avro_schema import NEWEST
 
 Bytes = bytes | memoryview
 CUTOUTS = ("difference", "science", "template")
-_BLOCK = 50  # alerts encoded together: about 2000 rows of history
+_BLOCK = 200  # alerts encoded together; with 40 + 60 rows of history some 4 MB
 _NULL, _VALUE = b"\x00", b"\x02"  # which branch of ["null", something] follows
 
 

@@ -7,6 +7,7 @@ first laid out as 8-byte slots, field by field, and then written row by row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numba
@@ -55,77 +56,88 @@ class RowEncoder:
     def __init__(self, table: Table, record: str, version: str = NEWEST) -> None:
         fields = record_fields(record, version)
         _check(table, record, fields)
-        self.fields = fields
-        self.columns = [table.get(field.column.name) for field in fields]
+        self._sources = [_source(field, table.get(field.column.name)) for field in fields]
+        self._plan = _plan(self._sources)
 
     def encode(self, rows: np.ndarray) -> Rows:
         """Return the rows of these numbers, in this order."""
         chunks = [self._encode_chunk(rows[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)]
+        if len(chunks) == 1:
+            return chunks[0]
         lengths = [np.diff(offsets) for _, offsets in chunks]
         offsets = np.concatenate([[0], *lengths]).cumsum()
         return Rows(np.concatenate([np.empty(0, np.uint8), *(buffer for buffer, _ in chunks)]), offsets)
 
     def _encode_chunk(self, rows: np.ndarray) -> Rows:
-        layout = _Layout(len(self.fields), len(rows))
-        for index, (field, values) in enumerate(zip(self.fields, self.columns, strict=True)):
-            layout.place(index, field, values, rows)
-        return layout.write()
-
-
-class _Layout:
-    """Some rows, field by field: a slot for each value, the text there is, and which values are masked."""
-
-    def __init__(self, n_fields: int, n_rows: int) -> None:
-        self.kinds = np.full(n_fields, ABSENT, np.uint8)
-        self.nullable = np.zeros(n_fields, np.bool_)
-        self.slots = np.empty((n_fields, n_rows), np.int64)
-        self.extra = np.full(n_fields, -1)  # text: where its characters begin
-        self.widths = np.zeros(n_fields, np.int64)  # text: characters a value takes
-        self.text: list[np.ndarray] = []
-        self.masks = np.full(n_fields, -1)  # which row of masked, if any
-        self.masked: list[np.ndarray] = []
-
-    def place(self, index: int, field: Field, values, rows: np.ndarray) -> None:
-        """Lay out one column."""
-        column, self.nullable[index] = field
-        if values is None:
-            if not field.nullable:  # a count
-                self.kinds[index], self.slots[index] = INTEGER, 0
-            return
-        taken = np.ma.getdata(values)[rows]
-        if isinstance(values, np.ma.MaskedArray):
-            self._mask(index, field, np.ma.getmaskarray(values)[rows])
-        if column.dtype in _KINDS:
-            self.kinds[index], self.slots[index] = _KINDS[column.dtype], _slots(cast_column(taken, column))
-        else:
-            self._place_text(index, taken)
-
-    def _mask(self, index: int, field: Field, masked: np.ndarray) -> None:
-        if not field.nullable and masked.any():
-            raise InputError(f"column {field.column.apdb} holds masked values, but may not be null")
-        self.masks[index] = len(self.masked)
-        self.masked.append(masked)
-
-    def _place_text(self, index: int, values: np.ndarray) -> None:
-        if values.dtype.kind == "S":
-            values = np.char.decode(values, "utf-8")
-        letters = np.ascontiguousarray(values, dtype=np.str_)
-        self.kinds[index] = TEXT
-        self.extra[index] = sum(map(len, self.text))
-        self.widths[index] = letters.dtype.itemsize // 4
-        self.text.append(letters.view(np.uint32).ravel() if letters.dtype.itemsize else np.zeros(0, np.uint32))
-
-    def write(self) -> Rows:
-        """Return the rows as Avro."""
-        n_fields, n_rows = self.slots.shape
-        most = n_rows * int(n_fields * _SLOT_BYTES + 4 * self.widths.sum())
+        n_fields, n_rows = len(self._sources), len(rows)
+        slots, text, masked = np.zeros((n_fields, n_rows), np.int64), [np.zeros(0, np.uint32)], [np.zeros((0, n_rows), np.bool_)]
+        for index, source in enumerate(self._sources):
+            if source.kind == TEXT:
+                text.append(source.values[rows].ravel())
+            elif source.values is not None:
+                slots[index] = source.values.take(rows)
+            if source.masked is not None:
+                masked.append(source.masked[None, rows])
+        most = n_rows * int(n_fields * _SLOT_BYTES + 4 * self._plan.widths.sum())
         out, offsets = np.empty(most, np.uint8), np.empty(n_rows + 1, np.int64)
-        text = np.concatenate([np.zeros(0, np.uint32), *self.text])
-        masked = np.stack(self.masked) if self.masked else np.zeros((0, n_rows), np.bool_)
-        _write_rows(
-            self.kinds, self.nullable, self.slots, self.extra, self.widths, text, self.masks, masked, out, offsets
-        )  # fmt: skip
+        _write_rows(*self._plan, slots, np.concatenate(text), np.concatenate(masked), out, offsets)
         return Rows(out[: offsets[-1]].copy(), offsets)
+
+
+class _Source(NamedTuple):
+    """Where one field's values come from."""
+
+    kind: int
+    nullable: bool
+    values: np.ndarray | None  # (n,) the bits as integers of the same size; text: (n, width) code points; None: missing
+    masked: np.ndarray | None  # (n,) bool
+
+
+class _Plan(NamedTuple):
+    """What the compiled loop knows of the fields, an array each."""
+
+    kinds: np.ndarray
+    nullable: np.ndarray
+    widths: np.ndarray  # text: characters a value takes
+    before: np.ndarray  # text: characters a row takes in the columns before
+    masks: np.ndarray  # which of the masked columns it is, or -1
+
+
+def _plan(sources: list[_Source]) -> _Plan:
+    widths = np.array([source.values.shape[1] if source.kind == TEXT else 0 for source in sources], np.int64)
+    masked = np.array([source.masked is not None for source in sources])
+    return _Plan(
+        np.array([source.kind for source in sources], np.uint8),
+        np.array([source.nullable for source in sources]),
+        widths,
+        widths.cumsum() - widths,
+        np.where(masked, masked.cumsum() - 1, -1),
+    )
+
+
+def _source(field: Field, values) -> _Source:
+    """Return one column as the loop wants it."""
+    column, nullable = field
+    if values is None:
+        return _Source(ABSENT if nullable else INTEGER, nullable, None, None)
+    masked = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
+    if masked is not None and not nullable and masked.any():
+        raise InputError(f"column {column.apdb} holds masked values, but may not be null")
+    values = np.ma.getdata(values)
+    if column.dtype not in _KINDS:
+        return _Source(TEXT, nullable, _code_points(values), masked)
+    return _Source(_KINDS[column.dtype], nullable, _bits(cast_column(values, column)), masked)
+
+
+def _code_points(values: np.ndarray) -> np.ndarray:
+    """Return text as (n, width) code points, filled up with zeros."""
+    letters = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
+    letters = np.ascontiguousarray(letters, dtype=np.str_)
+    return letters.view(np.uint32).reshape(len(letters), letters.dtype.itemsize // 4)
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    return values.view(f"i{values.itemsize}") if values.dtype.kind in "fM" else values
 
 
 def _check(table: Table, record: str, fields: Sequence[Field]) -> None:
@@ -137,11 +149,7 @@ def _check(table: Table, record: str, fields: Sequence[Field]) -> None:
         raise InputError(f"{record} wants the columns {', '.join(absent)}")
 
 
-def _slots(values: np.ndarray) -> np.ndarray:
-    """Return the bits of ``values`` as integers."""
-    return values.view(f"i{values.itemsize}") if values.dtype.kind in "fM" else values
-
-
+@lru_cache(1024)  # lengths repeat
 def zigzag(value: int) -> bytes:
     """Return an integer the way Avro writes it: 7 bits a byte, small ones first, the sign in the lowest bit."""
     value = (value << 1) ^ (value >> 63)
@@ -157,14 +165,14 @@ _compiled = numba.njit(**NUMBA_OPTIONS)
 
 
 @_compiled
-def _write_rows(kinds, nullable, slots, extra, widths, text, masks, masked, out, offsets):
+def _write_rows(kinds, nullable, widths, before, masks, slots, text, masked, out, offsets):
     n_fields, n_rows = slots.shape
     at = 0
     for row in range(n_rows):
         offsets[row] = at
         for field in range(n_fields):
             kind, slot = kinds[field], slots[field, row]
-            first = extra[field] + row * widths[field]
+            first = before[field] * n_rows + row * widths[field]
             if nullable[field]:
                 if masks[field] >= 0:
                     null = masked[masks[field], row]

@@ -99,11 +99,13 @@ def _check(table: Table, schema: Schema) -> set[int]:
 
 
 def cast_column(values, column: Column) -> np.ndarray:
-    """Return ``values`` with the column's dtype; refuse a cast that changes what they mean."""
+    """Return ``values`` with the column's dtype, themselves if they have it; refuse a cast that changes what they mean."""
     values = to_host(values) if hasattr(values, "dtype") else np.asarray(values)
     dtype = np.dtype(column.dtype)
     if dtype.kind == "S":
         return _encoded(values, column)
+    if values.dtype == dtype:
+        return values
     if not np.can_cast(values.dtype, dtype, "same_kind") and not (dtype.kind == "b" and values.dtype.kind in "iu"):
         raise InputError(f"column {column.apdb} wants {dtype}, got {values.dtype}")
     with np.errstate(over="ignore"):

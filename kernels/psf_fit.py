@@ -236,7 +236,7 @@ def moffat(parameters, size: int):
     dx, dy = offset[None, :], offset[:, None]
     radius, beta = xp.exp(parameters[0]), 1 + xp.exp(parameters[1])
     q = (1 + parameters[2]) * dx**2 + (1 - parameters[2]) * dy**2 + 2 * parameters[3] * dx * dy
-    stamp = (1 + q / radius**2) ** -beta
+    stamp = (1 + q / (radius * radius)) ** -beta  # radius**2 would round in another way for a scalar than for an array
     return stamp / stamp.sum()
 
 

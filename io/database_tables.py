@@ -144,13 +144,20 @@ def values_to_store(table: Table, schema: Schema) -> dict[str, np.ndarray]:
     Columns that ``table`` lacks are NULL, or 0 where NULL is not allowed. Raises InputError for an unknown column, for
     values that the column's type cannot hold, and for a masked value where NULL is not allowed.
     """
-    rows = to_structured({name: np.ma.getdata(values) for name, values in table.items()}, schema)
+    rows = to_structured({name: _unmasked(values) for name, values in table.items()}, schema)
     stored = {}
     for column in schema.columns:
         values = rows[column.apdb] if column.apdb in rows.dtype.names else np.full(len(rows), column.null, column.dtype)
         null = _is_null(values, table.get(column.name), column)
         stored[column.apdb] = np.ma.array(values, mask=null) if null.any() else np.ascontiguousarray(values)
     return stored
+
+
+def _unmasked(values):
+    """Plain values; whatever is under a mask counts for nothing."""
+    if not isinstance(values, np.ma.MaskedArray):
+        return values
+    return values.filled("" if values.dtype.kind in "SU" else 0)
 
 
 def _is_null(values: np.ndarray, given, column: Column) -> np.ndarray:

@@ -120,3 +120,12 @@ def ray_cluster():
     yield ray
     ray.shutdown()
     patch.undo()
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """A PostgreSQL server of the session's own (`postgres_server.PostgresServer`)."""
+    from postgres_server import running_server
+
+    with running_server() as server:
+        yield server

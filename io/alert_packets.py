@@ -66,8 +66,9 @@ def pack_alerts(alerts: AlertInput, version: str = NEWEST) -> Iterator[bytes]:
     As in Rubin's packets a first detection has null instead of an empty list of previous sources, and sources without
     DIAObject have null for all that belongs to one. `encode_rows` says which values become null.
 
-    Raises InputError when a source's DIAObject is missing, histories are not sorted, a picture is missing or empty, or
-    a table lacks a column; all but a missing picture before the first packet.
+    Raises InputError when a source's DIAObject is missing, histories are not sorted, pictures are fewer than alerts, or a
+    table lacks a column: all before the first packet. A picture that is empty and values that a column cannot hold
+    are InputErrors when their turn comes.
     """
     parts = _parts(alerts, version)
     n_alerts = len(_ids(alerts.dia_sources, "dia_source_id"))

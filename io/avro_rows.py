@@ -16,7 +16,7 @@ import numpy as np
 from nightstream.engine.values import Table
 from nightstream.errors import InputError
 from nightstream.io.avro_schema import NEWEST, Field, record_fields
-from nightstream.io.schema import cast_column
+from nightstream.io.schema import Column, cast_column
 from nightstream.kernels.target import NUMBA_OPTIONS
 
 # How a slot becomes bytes.
@@ -75,7 +75,7 @@ class RowEncoder:
             if source.kind == TEXT:
                 text.append(source.values[rows].ravel())
             elif source.values is not None:
-                slots[index] = source.values.take(rows)
+                slots[index] = _bits(cast_column(source.values.take(rows), source.column))
             if source.masked is not None:
                 masked.append(source.masked[None, rows])
         most = n_rows * int(n_fields * _SLOT_BYTES + 4 * self._plan.widths.sum())
@@ -85,11 +85,12 @@ class RowEncoder:
 
 
 class _Source(NamedTuple):
-    """Where one field's values come from."""
+    """Where one field's values come from. Nothing is copied before its row is asked for."""
 
+    column: Column
     kind: int
     nullable: bool
-    values: np.ndarray | None  # (n,) the bits as integers of the same size; text: (n, width) code points; None: missing
+    values: np.ndarray | None  # (n,) as they are; text: (n, width) code points; None: missing
     masked: np.ndarray | None  # (n,) bool
 
 
@@ -119,14 +120,12 @@ def _source(field: Field, values) -> _Source:
     """Return one column as the loop wants it."""
     column, nullable = field
     if values is None:
-        return _Source(ABSENT if nullable else INTEGER, nullable, None, None)
-    masked = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
+        return _Source(column, ABSENT if nullable else INTEGER, nullable, None, None)
+    masked = np.broadcast_to(np.ma.getmask(values), len(values)) if isinstance(values, np.ma.MaskedArray) else None
     if masked is not None and not nullable and masked.any():
         raise InputError(f"column {column.apdb} holds masked values, but may not be null")
-    values = np.ma.getdata(values)
-    if column.dtype not in _KINDS:
-        return _Source(TEXT, nullable, _code_points(values), masked)
-    return _Source(_KINDS[column.dtype], nullable, _bits(cast_column(values, column)), masked)
+    kind, values = _KINDS.get(column.dtype, TEXT), np.ma.getdata(values)
+    return _Source(column, kind, nullable, _code_points(values) if kind == TEXT else values, masked)
 
 
 def _code_points(values: np.ndarray) -> np.ndarray:
@@ -137,6 +136,7 @@ def _code_points(values: np.ndarray) -> np.ndarray:
 
 
 def _bits(values: np.ndarray) -> np.ndarray:
+    """Return floats and times as the integers of the same bits."""
     return values.view(f"i{values.itemsize}") if values.dtype.kind in "fM" else values
 
 

@@ -115,7 +115,7 @@ def _associate(sources, where, active, known, predictions, claimed, config) -> A
     numbers[0, rows[match.source]] = predictions["ss_object_id"][match.prediction]
     separation[rows[match.source]] = match.separation_arcsec
     rest = rows[numbers[0, rows] == 0]
-    numbers[1, rest], separation[rest] = _known_objects(where.take(rest), ids[rest], *known, config)
+    numbers[1, rest], separation[rest] = _known_objects(where.take(rest), ids[rest], known, config)
     is_taken = np.isin(numbers, claimed[claimed != 0])
     is_duplicate |= is_taken.any(axis=0)
     is_unmatched = active & ~is_duplicate & (numbers == 0).all(axis=0)
@@ -135,8 +135,9 @@ def _associate(sources, where, active, known, predictions, claimed, config) -> A
     )
 
 
-def _known_objects(where: Positions, ids, objects: Positions, object_ids, config):
-    """Return (object number or 0, arcsec or NaN) of each source: the least assignment to DIAObjects."""
+def _known_objects(where: Positions, ids, known, config):
+    """Return (object number or 0, arcsec or NaN) of each source: the least assignment to the ``known`` DIAObjects."""
+    objects, object_ids = known
     near = candidates(where, objects, config)
     kept = assign(ids[near.first], object_ids[near.second], near.cost, config.no_match_cost)
     number, separation = np.zeros(len(ids), np.int64), np.full(len(ids), np.nan)

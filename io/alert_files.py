@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -23,6 +26,7 @@ from nightstream.io.avro_schema import alert_schema, schema_id
 _MAGIC = b"Obj\x01"
 _WIRE = struct.Struct(">bi")  # 0, number of the schema
 _BUFFER_BYTES = 1 << 20
+FLUSH_BYTES = 32 << 20
 
 
 class Places(NamedTuple):
@@ -43,7 +47,7 @@ def write_alert_file(
     """
     lengths, ends = [], []
     sync = hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=16).digest()
-    with complete_or_absent(path, visit=visit) as temporary, open(temporary, "wb", buffering=_BUFFER_BYTES) as file:
+    with complete_or_absent(path, visit=visit) as temporary, _early_file(temporary) as file:
         position = file.write(_header(version, sync))
         for body in bodies:
             position += file.write(_block_start(len(body))) + file.write(body)
@@ -107,6 +111,36 @@ def split_message(message: bytes) -> tuple[int, bytes]:
     if len(message) < _WIRE.size or message[0]:
         raise InputError(f"got a message that begins with {message[: _WIRE.size].hex()}, wanted 00 and a schema's number")
     return _WIRE.unpack_from(message)[1], message[_WIRE.size :]
+
+
+class _EarlyFile:
+    """A file that goes to the disk while it is written, so that little is left to wait for at the end."""
+
+    def __init__(self, file: BinaryIO, pool: Executor) -> None:
+        self.file, self.pool = file, pool
+        self.waiting = 0  # bytes since the last flush began
+        self.flush: Future | None = None
+
+    def write(self, body: bytes) -> int:
+        """Write, and flush in the background now and then; errors of an earlier flush are raised."""
+        self.waiting += len(body)
+        if self.waiting >= FLUSH_BYTES and (self.flush is None or self.flush.done()):
+            self.check()
+            self.flush, self.waiting = self.pool.submit(os.fsync, self.file.fileno()), 0
+        return self.file.write(body)
+
+    def check(self) -> None:
+        """Wait for the last flush. A disk tells of an error once: who would not listen here would never know."""
+        if self.flush is not None:
+            self.flush.result()
+
+
+@contextmanager
+def _early_file(path: Path) -> Iterator[_EarlyFile]:
+    with ThreadPoolExecutor(1) as pool, open(path, "wb", buffering=_BUFFER_BYTES) as file:
+        early = _EarlyFile(file, pool)
+        yield early
+        early.check()
 
 
 @cache

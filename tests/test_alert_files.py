@@ -9,6 +9,7 @@ import pytest
 from alert_records import fastavro_bytes, random_table, records_from
 
 from nightstream.errors import FileError, InputError
+from nightstream.io import alert_files
 from nightstream.io.alert_files import (
     decode_body,
     read_alert_file,
@@ -100,6 +101,21 @@ def test_half_a_file_is_never_seen(tmp_path):
     with pytest.raises(InputError, match="no picture"):
         write_alert_file(path, itertools.chain([b"1"], failing()), "11.1", ids=[1, 2])
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_fails_early_is_heard(tmp_path, monkeypatch):
+    """The file goes to the disk while it is written; an error then is an error of the file, and nothing is left."""
+    monkeypatch.setattr(alert_files, "FLUSH_BYTES", 100)
+    heard = iter([OSError(5, "Input/output error")])
+
+    def fails_once(_handle):
+        for error in heard:
+            raise error
+
+    monkeypatch.setattr(alert_files.os, "fsync", fails_once)
+    with pytest.raises(FileError, match=r"could not write the file: Input/output error .*a.avro"):
+        write_alert_file(tmp_path / "a.avro", [bytes(200)] * 9, "11.1", ids=range(9))
+    assert list(tmp_path.iterdir()) == []
 
 
 def failing():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -259,7 +259,7 @@ def _listener(attempt: _Attempt, row: int) -> Callable[[KafkaError | None, Messa
 
 
 def _messages(
-    consignment: Consignment, rows: Sequence[int], number: int, unreadable: list[FileError]
+    consignment: Consignment, rows: Iterable[int], number: int, unreadable: list[FileError]
 ) -> Iterator[tuple[int, bytes]]:
     """Row and message of each alert; one that cannot be read is passed over and its error appended to ``unreadable``."""
     offsets, lengths = consignment.alerts["offset"], consignment.alerts["length"]

@@ -170,6 +170,8 @@ class Sender:
         if self._is_stopping:
             return False
         alerts = self._outbox.unsent_alerts(file.name)
+        if len(alerts["dia_source_id"]) == 0:
+            return True
         books = _Books(self, file.name, alerts)
         self._status = replace(self._status, n_waiting=len(alerts["dia_source_id"]))
         try:
@@ -243,7 +245,8 @@ def _lock(spool_dir: Path):
         handle = open(spool_dir / LOCK_NAME, "w")  # noqa: SIM115  (held as long as the sender runs)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        handle.close()
+        if handle is not None:
+            handle.close()
         raise FileError("another process sends the alerts of this spool folder", path=str(spool_dir)) from None
     except OSError as error:
         raise FileError(f"cannot lock the spool folder: {error.strerror}", path=str(spool_dir)) from error

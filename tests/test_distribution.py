@@ -10,10 +10,12 @@ import time
 import numpy as np
 import pytest
 from fake_outbox import FakeOutbox, spool
+from send_alerts import publish_visit, run_sender, sent_of
 
 from nightstream.errors import DeliveryError, FileError
 from nightstream.io.clock import mjd_tai, now_mjd_tai
 from nightstream.io.distribution import Consignment, FileSink, publish, read_progress
+from nightstream.io.prompt_database import open_database
 from nightstream.scheduler.alerts_config import AlertsConfig, make_sink
 from nightstream.scheduler.sender import Sender
 
@@ -192,6 +194,21 @@ def test_a_damaged_spool_file_does_not_hold_up_the_others(tmp_path):
     assert not sender.drain(0.3)
     sender.close()
     assert list(outbox.sent()) == [3, 4, 5] and "visit 1" in sender.status.trouble
+
+
+def test_a_killed_sender_publishes_every_file_once(tmp_path):
+    """SIGKILL at random moments: every visit's file stands once in the public folder, and every alert is booked."""
+    rng, kills = np.random.default_rng(4), 0
+    path, ids = tmp_path / "prompt.duckdb", np.arange(36) + 2**60
+    with open_database(path) as database:
+        spooled = {visit: publish_visit(database, tmp_path, visit, part) for visit, part in enumerate(np.split(ids, 12))}
+    public = tmp_path / "alerts"
+    while not run_sender(path, tmp_path, "files", str(public), kill_after_s=rng.uniform(0.0, 0.3) if kills < 4 else None):
+        kills += 1
+    assert kills >= 1
+    assert names(public) == sorted(f"visit={visit}.avro" for visit in spooled)
+    assert all((public / f"visit={visit}.avro").read_bytes() == file.read_bytes() for visit, file in spooled.items())
+    assert sent_of(path) == (ids.tolist(), 0)
 
 
 def test_nobody_waits_for_a_slow_sink(tmp_path):

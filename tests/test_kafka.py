@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_outbox import READOUT_MJD_TAI, SCHEMA, FakeOutbox, body, spool
 from kafka_broker import MockBroker
 from schema_registry_server import RegistryServer
+from send_alerts import publish_visit, run_sender, sent_of
 
 from nightstream.errors import ConfigError, DeliveryError
 from nightstream.io.clock import now_mjd_tai
 from nightstream.io.kafka_sink import KafkaSink, check_settings
 from nightstream.io.kafka_topic import end_of
+from nightstream.io.prompt_database import open_database
 from nightstream.io.schema_registry import register_schema
 from nightstream.scheduler.alerts_config import AlertsConfig, KafkaConfig, make_sink
 from nightstream.scheduler.sender import Sender
 
 pytest.importorskip("confluent_kafka")
 
-TESTS = Path(__file__).parent
 QUICK = {"reconnect.backoff.ms": 10, "reconnect.backoff.max.ms": 50, "retry.backoff.ms": 10}
 MSG_SIZE_TOO_LARGE = 10
 ENDED_S = 20.0
@@ -175,31 +172,18 @@ def test_what_is_on_the_topic_is_not_sent_again(broker, tmp_path):
 
 def test_a_killed_sender_loses_and_doubles_nothing(broker, tmp_path):
     """SIGKILL at random moments, again and again, until one sender lives long enough: every alert once."""
-    rng = np.random.default_rng(3)
-    path, ids = tmp_path / "outbox.sqlite", ids_of(1000)
-    outbox = FakeOutbox(path)
-    for visit, part in enumerate(np.split(ids, 4)):
-        spool(outbox, tmp_path / "spool", visit, part)
+    rng, kills = np.random.default_rng(3), 0
+    path, ids = tmp_path / "prompt.duckdb", ids_of(600)
+    with open_database(path) as database:
+        for visit, part in enumerate(np.split(ids, 3)):
+            publish_visit(database, tmp_path, visit, part)
     broker.tell("rtt 10")
-    kills = 0
-    while not run_sender(path, tmp_path / "spool", broker, after_s=rng.uniform(0.0, 0.4) if kills < 10 else None):
+    where = "kafka", broker.address, broker.topic
+    while not run_sender(path, tmp_path, *where, kill_after_s=rng.uniform(0.3, 1.0) if kills < 6 else None):
         kills += 1
     broker.tell("rtt 0")
-    assert kills >= 2  # the four files take longer than that
-    assert broker.keys() == ids.tolist() and list(outbox.sent()) == ids.tolist()
-
-
-def run_sender(outbox: Path, folder: Path, broker, after_s: float | None) -> bool:
-    """Run a sender's process, killed ``after_s`` seconds after it read its first alert; True if it emptied the outbox."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(TESTS.parent / "src"), str(TESTS)))}
-    command = [sys.executable, TESTS / "send_alerts.py", outbox, folder, broker.address, broker.topic]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        is_sending = process.stdout.readline() == "sending\n"  # else everything had arrived already
-        if is_sending and after_s is not None:
-            time.sleep(after_s)
-            process.kill()
-            process.wait()
-        return process.stdout.read() == "empty\n" or not is_sending
+    assert kills >= 1  # the three files take longer than that
+    assert broker.keys() == ids.tolist() and sent_of(path) == (ids.tolist(), 0)
 
 
 def test_an_alert_that_is_too_large_does_not_hold_up_the_others(broker, tmp_path):

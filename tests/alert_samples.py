@@ -1,4 +1,4 @@
-"""Alerts as decoded packets, for tests: a made one with a known light curve, and the real ones of Rubin."""
+"""Alerts as decoded packets, for tests, with a known light curve."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 import numpy as np
-from realdata import real_data
+
+from nightstream.io.avro_schema import record_fields
 
 MJD = 61041.25
 SHAPE = 31
@@ -38,7 +39,8 @@ def gaussian(size: int, sigma: float, x: float, y: float) -> np.ndarray:
 
 
 def source(number: int, mjd: float, flux: float, *, band: str = "r", **more: Any) -> dict[str, Any]:
-    """A diaSource record; the columns that the schema demands and those that people look at."""
+    """A diaSource record; the columns that people look at."""
+    mjd, flux = float(mjd), float(flux)
     row = {
         "diaSourceId": number, "visit": 2026010100000 + number % 1000, "detector": 7, "diaObjectId": 900, "ssObjectId": None,
         "midpointMjdTai": mjd, "ra": 150.1, "dec": -2.2, "raErr": 3e-5, "decErr": 4e-5, "x": 1000.5, "y": 2000.25,
@@ -51,6 +53,7 @@ def source(number: int, mjd: float, flux: float, *, band: str = "r", **more: Any
 
 def forced(number: int, mjd: float, flux: float | None, *, band: str = "r") -> dict[str, Any]:
     """A diaForcedSource record."""
+    mjd, flux = float(mjd), flux if flux is None else float(flux)
     return {
         "diaForcedSourceId": number, "diaObjectId": 900, "visit": 2026010100000 + number, "detector": 7, "ra": 150.1, "dec": -2.2,
         "midpointMjdTai": mjd, "psfFlux": flux, "psfFluxErr": 100.0, "scienceFlux": flux, "scienceFluxErr": 110.0, "band": band,
@@ -86,10 +89,15 @@ def sample_alert(seed: int = 1, *, shape: int = SHAPE, flux: float = 9000.0, mov
     return packet
 
 
-def rubin_alerts() -> list[dict[str, Any]]:
-    """The 25 real alerts, as nested dicts; skips where they are absent. The table format turned missing numbers into NaN."""
-    import pyarrow.parquet
+def encodable(packet: dict[str, Any]) -> dict[str, Any]:
+    """The packet with every field of its schema: null, or zero where null may not be."""
+    many, one = {"prvDiaSources": "diaSource", "prvDiaForcedSources": "diaForcedSource"}, ("diaSource", "diaObject", "ssSource")
+    whole = packet | {name: [completed(row, record) for row in packet[name]] for name, record in many.items()}
+    return whole | {name: completed(packet[name], name) for name in one if packet[name]}
 
-    path = real_data("rubin_alerts") / "rubin_sample_data_10_0.parquet"
-    rows = pyarrow.parquet.read_table(path).to_pylist()
-    return [{name: None if isinstance(value, float) else value for name, value in row.items()} for row in rows]
+
+def completed(row: dict[str, Any], record: str) -> dict[str, Any]:
+    """One record with every field of the schema."""
+    fields = record_fields(record)
+    zeros = {column.apdb: None if nullable else np.zeros((), column.dtype).item() for column, nullable in fields}
+    return zeros | row

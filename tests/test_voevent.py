@@ -4,8 +4,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from alert_samples import MJD, rubin_alerts, sample_alert
+from alert_samples import MJD, sample_alert
 from astropy.time import Time
+from rubin_alerts import rubin_alerts
 
 from nightstream.io.apdb import DIA_SOURCE
 from nightstream.io.voevent import NAMESPACE, ivorn, utc_iso, voevent

@@ -224,6 +224,44 @@ def demo(output: Output = Path("demo")) -> None:
     demo_command(output)
 
 
+@app.command()
+def alert(
+    number: Annotated[int, typer.Argument(help="diaSourceId of the alert.", show_default=False)],
+    database: Annotated[str, typer.Option("--database", help="File, or postgresql://...")] = "prompt.duckdb",
+    spool: Annotated[
+        Path | None, typer.Option("--spool", help="Folder of the alert files; by default spool beside the database.")
+    ] = None,
+    alerts: Annotated[
+        Path | None,
+        typer.Option("--alerts", help="Look in this file of alerts, without a database.", exists=True, dir_okay=False),
+    ] = None,
+    of_object: Annotated[bool, typer.Option("--object", help="The number is a diaObjectId: all alerts of the object.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for stamps (FITS) and a picture (PNG).")] = None,
+    voevent: Annotated[bool, typer.Option("--voevent", help="As VOEvent XML, into the output folder or printed.")] = False,
+) -> None:
+    """Find an alert that was made: print it, write its stamps, draw it."""
+    from nightstream.commands.alert import AlertOptions, alert_command
+
+    alert_command(
+        AlertOptions(
+            number=number, database=database, spool=spool, alerts=alerts, of_object=of_object, output=output, voevent=voevent
+        )
+    )
+
+
+@app.command(name="filter")
+def check_filters(
+    folder: Annotated[Path, typer.Argument(help="Folder of users' filters, <user>.sql.", show_default=False)],
+    alerts: Annotated[
+        Path | None, typer.Option("--alerts", help="Run them on this file of alerts.", exists=True, dir_okay=False)
+    ] = None,
+) -> None:
+    """Check users' SQL filters, and say what each would get."""
+    from nightstream.commands.filter import filter_command
+
+    filter_command(folder, alerts)
+
+
 def main() -> None:
     """Entry point of the ``nightstream`` script."""
     app()

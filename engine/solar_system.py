@@ -23,7 +23,7 @@ from nightstream.kernels.sky_frames import (
     tangent_basis,
     unit_vectors,
 )
-from nightstream.kernels.sky_match import sky_pairs
+from nightstream.kernels.sky_match import MAX_RADIUS_ARCSEC, sky_pairs
 
 AXES = ("x", "y", "z")
 DAY_FRACTION = 1e-9  # days; times nearer than that are one time
@@ -72,7 +72,8 @@ def match_predictions(sources: Table, predictions: Table, config: AssociateConfi
     middle = float(np.nanmedian(mjd)) if np.isfinite(mjd).any() else np.nan
     spread = np.nanmax(np.abs(mjd - middle), initial=0.0)
     fastest = np.nanmax(np.linalg.norm(sky_rates(predictions), axis=1), initial=0.0)  # deg / day
-    near = sky_pairs(one.vectors, moved(predictions, middle), config.radius_arcsec + 3600.0 * fastest * spread)
+    reach = min(config.radius_arcsec + 3600.0 * fastest * spread, MAX_RADIUS_ARCSEC)
+    near = sky_pairs(one.vectors, moved(predictions, middle), reach)
     i, j = near.first, near.second
     there = moved(select(predictions, j), mjd[i])
     apart = 2.0 * np.arcsin(0.5 * np.linalg.norm(there - one.vectors[i], axis=1)) * ARCSEC_PER_RADIAN

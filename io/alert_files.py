@@ -66,7 +66,8 @@ def read_alert_file(path: str | Path) -> Iterator[dict[str, Any]]:
 
     try:
         with open(path, "rb") as file:
-            yield from fastavro.reader(file)
+            for alert in fastavro.reader(file):
+                yield _as_alert(alert)
     except OSError as error:
         raise FileError(f"could not read the alerts: {error.strerror or error}", path=str(path)) from error
     except (ValueError, EOFError, IndexError, KeyError) as error:
@@ -93,7 +94,7 @@ def decode_body(body: bytes, version: str) -> dict[str, Any]:
     import fastavro
 
     try:
-        return fastavro.schemaless_reader(io.BytesIO(body), _parsed_schema(version), None)
+        return _as_alert(fastavro.schemaless_reader(io.BytesIO(body), _parsed_schema(version), None))
     except (ValueError, EOFError, IndexError) as error:
         raise InputError(f"not an alert of schema {version}: {error}") from error
 
@@ -141,6 +142,13 @@ def _early_file(path: Path) -> Iterator[_EarlyFile]:
         early = _EarlyFile(file, pool)
         yield early
         early.check()
+
+
+def _as_alert(record: Any) -> dict[str, Any]:
+    """Return a record, if it is one."""
+    if not isinstance(record, dict):
+        raise ValueError(f"got a {type(record).__name__}, wanted a record")
+    return record
 
 
 @cache

@@ -38,10 +38,10 @@ class AlertInput:
     target_name: str = ""
 
 
-class Array(NamedTuple):
+class Records(NamedTuple):
     """Some encoded records, one after the other."""
 
-    count: int
+    number: int
     body: Bytes
 
 
@@ -52,12 +52,12 @@ class Packet(NamedTuple):
     observation_reason: str
     target_name: str
     dia_source: Bytes
-    prv_dia_sources: Array | None
-    prv_dia_forced_sources: Array | None
+    prv_dia_sources: Records | None
+    prv_dia_forced_sources: Records | None
     dia_object: Bytes | None
     ss_source: Bytes | None
     mpc_orbits: Bytes | None
-    cutouts: tuple[Bytes | None, Bytes | None, Bytes | None]  # difference, science, template
+    cutouts: tuple[Bytes | None, ...]  # difference, science, template
 
 
 def pack_alerts(alerts: AlertInput, version: str = NEWEST) -> Iterator[bytes]:
@@ -101,14 +101,14 @@ class _Part:
     def __init__(self, encoder: RowEncoder, starts: np.ndarray, counts: np.ndarray) -> None:
         self.encoder, self.starts, self.counts = encoder, starts, counts
 
-    def encode(self, block: slice) -> list[Array]:
+    def encode(self, block: slice) -> list[Records]:
         """Return the rows of some alerts, encoded together."""
         counts = self.counts[block]
         ends = counts.cumsum()
         rows = np.repeat(self.starts[block] - (ends - counts), counts) + np.arange(counts.sum())
         encoded = self.encoder.encode(rows)
-        body, edges = memoryview(encoded.buffer), encoded.offsets[np.concatenate([[0], ends])].tolist()
-        return [Array(count, body[start:end]) for count, start, end in zip(counts.tolist(), edges[:-1], edges[1:], strict=True)]
+        body, edges = memoryview(encoded.buffer.data), encoded.offsets[np.concatenate([[0], ends])].tolist()
+        return [Records(count, body[start:end]) for count, start, end in zip(counts.tolist(), edges[:-1], edges[1:], strict=True)]
 
 
 def _parts(alerts: AlertInput, version: str) -> list[_Part]:
@@ -140,14 +140,16 @@ def _packets(alerts: AlertInput, parts: list[_Part], n_alerts: int) -> Iterator[
         for index, (source, previous, forced, dia_object, ss_source, orbit) in enumerate(zip(*encoded, strict=True), start):
             yield splice_packet(
                 Packet(
-                    own[index],
-                    alerts.observation_reason,
-                    alerts.target_name,
-                    source.body,
-                    previous if previous.count else None,
-                    forced if dia_object.count else None,
-                    *(record.body if record.count else None for record in (dia_object, ss_source, orbit)),
-                    tuple(_picture(alerts, own, kind, index) for kind in range(len(CUTOUTS))),
+                    dia_source_id=own[index],
+                    observation_reason=alerts.observation_reason,
+                    target_name=alerts.target_name,
+                    dia_source=source.body,
+                    prv_dia_sources=previous if previous.number else None,
+                    prv_dia_forced_sources=forced if dia_object.number else None,
+                    dia_object=dia_object.body if dia_object.number else None,
+                    ss_source=ss_source.body if ss_source.number else None,
+                    mpc_orbits=orbit.body if orbit.number else None,
+                    cutouts=tuple(_picture(alerts, own, kind, index) for kind in range(len(CUTOUTS))),
                 )
             )
 
@@ -193,8 +195,8 @@ def _orbits(alerts: AlertInput, known: np.ndarray, n_known: np.ndarray) -> tuple
     columns = [np.ma.filled(alerts.mpc_orbits[name], "").tolist() for name in names if name in alerts.mpc_orbits]
     row_of = {name: row for column in columns for row, name in enumerate(column) if name}
     seen = np.ma.filled(alerts.ss_sources.get("designation", np.full(len(known), "")), "")
-    rows = [row_of.get(str(seen[row]), -1) if count else -1 for row, count in zip(known, n_known, strict=True)]
-    rows = np.array(rows, np.int64)
+    found = [row_of.get(str(seen[row]), -1) if number else -1 for row, number in zip(known, n_known, strict=True)]
+    rows = np.array(found, np.int64)
     return np.maximum(rows, 0), (rows >= 0).astype(np.int64)
 
 
@@ -210,8 +212,8 @@ def _optional(record: Bytes | None) -> tuple[Bytes, ...]:
     return (_NULL,) if record is None else (_VALUE, record)
 
 
-def _array(array: Array | None) -> tuple[Bytes, ...]:
+def _array(records: Records | None) -> tuple[Bytes, ...]:
     """Return an Avro array as one block and its end; an empty array is only the end."""
-    if array is None:
+    if records is None:
         return (_NULL,)
-    return (_VALUE, zigzag(array.count), array.body, b"\x00") if array.count else (_VALUE, b"\x00")
+    return (_VALUE, zigzag(records.number), records.body, b"\x00") if records.number else (_VALUE, b"\x00")

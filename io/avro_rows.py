@@ -6,7 +6,7 @@ first laid out as 8-byte slots, field by field, and then written row by row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -72,9 +72,11 @@ class RowEncoder:
         n_fields, n_rows = len(self._sources), len(rows)
         slots, text, masked = np.zeros((n_fields, n_rows), np.int64), [np.zeros(0, np.uint32)], [np.zeros((0, n_rows), np.bool_)]
         for index, source in enumerate(self._sources):
+            if source.values is None:
+                continue
             if source.kind == TEXT:
                 text.append(source.values[rows].ravel())
-            elif source.values is not None:
+            else:
                 slots[index] = _bits(cast_column(source.values.take(rows), source.column))
             if source.masked is not None:
                 masked.append(source.masked[None, rows])
@@ -105,7 +107,7 @@ class _Plan(NamedTuple):
 
 
 def _plan(sources: list[_Source]) -> _Plan:
-    widths = np.array([source.values.shape[1] if source.kind == TEXT else 0 for source in sources], np.int64)
+    widths = np.array([0 if s.values is None or s.kind != TEXT else s.values.shape[1] for s in sources], np.int64)
     masked = np.array([source.masked is not None for source in sources])
     return _Plan(
         np.array([source.kind for source in sources], np.uint8),
@@ -161,7 +163,7 @@ def zigzag(value: int) -> bytes:
     return bytes(out)
 
 
-_compiled = numba.njit(**NUMBA_OPTIONS)
+_compiled: Callable = numba.njit(**NUMBA_OPTIONS)  # type: ignore[call-overload]
 
 
 @_compiled

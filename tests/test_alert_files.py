@@ -155,3 +155,33 @@ def test_a_body_of_another_schema_is_refused():
     """Bytes that are no packet are an error."""
     with pytest.raises(InputError, match="not an alert of schema 11.1"):
         decode_body(b"\x02\x04", "11.1")
+
+
+def test_rubin_reads_the_file(tmp_path):
+    """Rubin's alert package finds the schema in the file and all alerts."""
+    packet = pytest.importorskip("lsst.alert.packet")
+    alerts = make_alerts(4)
+    write(tmp_path / "a.avro", alerts)
+    with open(tmp_path / "a.avro", "rb") as file:
+        schema, read = packet.retrieve_alerts(file)
+        assert list(read) == alerts
+    assert schema.definition["name"] == "lsst.v11_1.alert"
+
+
+@pytest.mark.parametrize("old", ["10.0", "11.0"])
+def test_readers_of_older_schemas_get_the_newest_alerts(tmp_path, old):
+    """A broker that still reads with an older schema gets every field it knows."""
+    alerts = make_alerts(4)
+    write(tmp_path / "a.avro", alerts)
+    with open(tmp_path / "a.avro", "rb") as file:
+        read = list(fastavro.reader(file, alert_schema(old)))
+    for new, seen in zip(alerts, read, strict=True):
+        assert seen["diaSource"] == {name: new["diaSource"][name] for name in seen["diaSource"]}
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    """A container of plain numbers is Avro, but not alerts."""
+    with open(tmp_path / "a.avro", "wb") as file:
+        fastavro.writer(file, "int", [1, 2])
+    with pytest.raises(FileError, match="not a complete file of alerts: got a int, wanted a record"):
+        list(read_alert_file(tmp_path / "a.avro"))

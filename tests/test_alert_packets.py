@@ -12,7 +12,7 @@ from rubin_alerts import VERSION, rubin_alerts
 
 from nightstream.errors import InputError
 from nightstream.io.alert_files import decode_body, split_message, wire_message
-from nightstream.io.alert_packets import AlertInput, Array, Packet, pack_alerts, splice_packet
+from nightstream.io.alert_packets import AlertInput, Packet, Records, pack_alerts, splice_packet
 from nightstream.io.avro_rows import encode_rows
 from nightstream.io.avro_schema import VERSIONS, alert_schema, schema_version
 
@@ -28,7 +28,7 @@ def our_body(alert, version):
     arrays = {}
     for name, record in MANY.items():
         rows = None if alert[name] is None else encode_rows(table_from(alert[name], record), record, version)
-        arrays[name] = rows and Array(len(alert[name]), rows.buffer.tobytes())
+        arrays[name] = rows and Records(len(alert[name]), rows.buffer.tobytes())
     texts = (alert["observation_reason"] or "", alert["target_name"] or "")
     records = (encoded[name] for name in ("diaObject", "ssSource", "mpc_orbits"))
     cutouts = tuple(alert[name] for name in CUTOUTS)

@@ -172,6 +172,18 @@ class DiaObjectConfig(Section):
     """The columns of a DIAObject, from its history."""
 
     history_days: float = Field(365.0, gt=0)  # days; older measurements are forgotten
+    position_floor_arcsec: float = Field(0.01, ge=0)  # arcsec; added in quadrature to each position's error, per axis
+    missing_error_arcsec: float = Field(0.2, gt=0)  # arcsec; stands for a position's error where the table has none
+    # Nights and days of detections from which proper motion and parallax are fitted; below, a mean position alone.
+    motion_min_epochs: int = Field(6, ge=4)
+    motion_min_days: float = Field(180.0, gt=0)
+    # Which difference fluxes periods are sought in: those of detections, or of forced photometry.
+    period_flux: Literal["dia_sources", "forced_sources"] = "dia_sources"
+    period_min_points: int = Field(5, ge=5)  # fluxes in a band below which it takes no part
+    # Sigmas by which chi2 about the means must exceed its degrees of freedom: noise is not searched.
+    period_min_significance: float = Field(5.0, ge=0)
+    period_oversample: float = Field(5.0, ge=1)  # frequencies per 1 / baseline
+    period_min_days: float = Field(0.25, gt=0)  # days; the shortest period sought (its inverse sets the time it takes)
 
 
 class EngineConfig(Section):

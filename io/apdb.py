@@ -198,6 +198,40 @@ nDiaSources                 i!  -      -                    sources of the objec
 """
 
 _DIA_OBJECT_OURS = """
+radecMjdTai                 d   -      time.epoch           time of ra and dec, MJD TAI
+pmRa                        f   mas/yr pos.pm;pos.eq.ra     proper motion in ra times cos(dec)
+pmRaErr                     f   mas/yr stat.error;pos.pm;pos.eq.ra error of pmRa
+pmDec                       f   mas/yr pos.pm;pos.eq.dec    proper motion in dec
+pmDecErr                    f   mas/yr stat.error;pos.pm;pos.eq.dec error of pmDec
+parallax                    f   mas    pos.parallax         parallax
+parallaxErr                 f   mas    stat.error;pos.parallax error of parallax
+pmRa_pmDec_Cov              f   mas**2/yr**2 stat.covariance covariance of pmRa and pmDec
+pmRa_parallax_Cov           f   mas**2/yr stat.covariance   covariance of pmRa and parallax
+pmDec_parallax_Cov          f   mas**2/yr stat.covariance   covariance of pmDec and parallax
+pmParallaxChi2              f   -      stat.fit.chi2        chi^2 of the positions about the fit
+pmParallaxNdata             i   -      meta.number          positions in the fit of motion and parallax
+
+*_psfFluxChi2               f   -      stat.fit.chi2        chi^2 of the PSF fluxes on * differences about their mean
+*_psfFluxMAD                f   nJy    stat.stdev           median distance of the * PSF fluxes to their median
+*_psfFluxSkew               f   -      stat.param           skewness of the * PSF fluxes
+*_psfFluxPercentile05       f   nJy    stat.rank            5th percentile of the * PSF fluxes
+*_psfFluxPercentile25       f   nJy    stat.rank            25th percentile of the * PSF fluxes
+*_psfFluxPercentile50       f   nJy    stat.median          median of the * PSF fluxes
+*_psfFluxPercentile75       f   nJy    stat.rank            75th percentile of the * PSF fluxes
+*_psfFluxPercentile95       f   nJy    stat.rank            95th percentile of the * PSF fluxes
+*_psfFluxStetsonJ           f   -      stat.param           Stetson's J of the * PSF fluxes
+*_psfFluxLinearSlope        f   nJy/d  stat.fit.param       slope of the line through the * PSF fluxes
+*_psfFluxLinearIntercept    f   nJy    stat.fit.param       that line at firstDiaSourceMjdTai
+*_scienceFluxSigma          f   nJy    stat.stdev           scatter of the forced fluxes on * visit images
+*_psfFluxPeriod             f   d      time.period          most likely period of the * fluxes
+*_psfFluxPeriodPower        f   -      stat.fit.goodness    share of chi^2 that a sinusoid of that period removes
+*_psfFluxPeriodFap          f   -      stat.probability     chance that noise alone gives such power
+*_psfFluxPeriodAmplitude    f   nJy    src.var.amplitude    amplitude of the * sinusoid of the period of all bands
+*_psfFluxPeriodPhase        f   -      -                    phase of its maximum, in periods after firstDiaSourceMjdTai
+
+period                      f   d      time.period          most likely period of all bands together
+periodPower                 f   -      stat.fit.goodness    share of chi^2 that sinusoids of that period remove
+periodFap                   f   -      stat.probability     chance that noise alone gives such power
 """
 
 _DIA_OBJECT_LAST = """

@@ -21,7 +21,7 @@ from nightstream.io.alert_files import read_body, wire_message
 from nightstream.io.avro_schema import alert_schema, schema_id
 from nightstream.io.clock import mjd_tai, now_mjd_tai
 from nightstream.io.distribution import Consignment, Ledger, read_progress
-from nightstream.io.kafka_topic import Mark, end_of, messages_since
+from nightstream.io.kafka_topic import ClientLog, Mark, end_of, messages_since
 from nightstream.io.schema_registry import register_schema
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class KafkaSink:
             return np.arange(len(ids))
         mark = Mark.read(read_progress(consignment.progress))
         if mark is None:
-            ledger.save_progress(json.dumps(end_of(self.topic, self._settings).record()))
+            self._save_end(ledger)
             return np.arange(len(ids))
         there = _arrived(messages_since(mark, self._settings, settle_s=self._settle_s, is_stopping=lambda: ledger.is_stopping))
         arrived = np.array([int(dia_source_id) in there for dia_source_id in ids], dtype=bool)
@@ -178,8 +178,12 @@ class KafkaSink:
             times = mjd_tai(np.array([there[int(dia_source_id)] for dia_source_id in ids[arrived]]))
             ledger.sent(ids[arrived], times)
         if mark.topic != self.topic:  # the configuration changed in between: the rest goes to the new topic
-            ledger.save_progress(json.dumps(end_of(self.topic, self._settings).record()))
+            self._save_end(ledger)
         return np.flatnonzero(~arrived)
+
+    def _save_end(self, ledger: Ledger) -> None:
+        end = end_of(self.topic, self._settings, is_stopping=lambda: ledger.is_stopping)
+        ledger.save_progress(json.dumps(end.record()))
 
     def _hand_over(self, producer: Producer, attempt: _Attempt, row: int, value: bytes) -> None:
         """Queue one alert; wait while the queue is full."""
@@ -249,7 +253,7 @@ def _producer(settings: Mapping[str, object], on_error: Callable) -> Producer:
     from confluent_kafka import KafkaException, Producer
 
     try:
-        return Producer(dict(settings) | {"error_cb": on_error}, logger=logger)
+        return Producer(dict(settings) | {"error_cb": on_error}, logger=ClientLog)
     except KafkaException as error:
         raise ConfigError(f"kafka settings: {error.args[0].str()}") from None
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ANSWER_S = 10.0  # s to wait for one answer of the broker
+LOOK_S = 1.0  # s; longest wait before looking whether to stop
 POLL_S = 0.1  # s
 CHUNK = 500  # messages
 PRODUCER_ONLY = {
@@ -26,8 +27,8 @@ PRODUCER_ONLY = {
     "queue.buffering.max.messages", "queue.buffering.max.ms", "request.required.acks", "request.timeout.ms", "retries",
     "sticky.partitioning.linger.ms",
 }  # fmt: skip
+GROUP = {"group.id": "nightstream-outbox"}  # never joined, since partitions are assigned by hand; access rules may want a name
 READING = {
-    "group.id": "nightstream-outbox",  # never joined: partitions are assigned by hand
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
     "auto.offset.reset": "earliest",
@@ -35,6 +36,15 @@ READING = {
     "fetch.wait.max.ms": 50,
     "allow.auto.create.topics": True,
 }
+
+
+class ClientLog:
+    """Takes librdkafka's own log lines, as many as there are attempts to connect. What matters comes back as errors."""
+
+    @staticmethod
+    def log(level: int, text: str, *values: object) -> None:
+        """Called by confluent-kafka as it would call a logger."""
+        logger.debug(text, *values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +66,10 @@ class Mark:
         return cls(record["topic"], {int(partition): int(offset) for partition, offset in record["offsets"].items()})
 
 
-def end_of(topic: str, settings: Mapping[str, object]) -> Mark:
-    """The end of ``topic`` now. Raises DeliveryError if the broker does not say."""
+def end_of(topic: str, settings: Mapping[str, object], *, is_stopping: Callable[[], bool] = lambda: False) -> Mark:
+    """The end of ``topic`` now. Raises DeliveryError if the broker does not say, or if ``is_stopping()`` turns true."""
     with _consumer(settings) as consumer:
-        return Mark(topic, {partition: high for partition, (_, high) in _limits(consumer, topic).items()})
+        return Mark(topic, {partition: high for partition, (_, high) in _limits(consumer, topic, is_stopping).items()})
 
 
 def messages_since(
@@ -74,7 +84,7 @@ def messages_since(
         start, quiet_since = dict(mark.offsets), None
         while quiet_since is None or time.monotonic() - quiet_since < settle_s:
             end = {}
-            for partition, (low, high) in _limits(consumer, mark.topic).items():
+            for partition, (low, high) in _limits(consumer, mark.topic, is_stopping).items():
                 begin = start.get(partition, low)
                 end[partition] = (begin if low <= begin <= high else low, high)
             if all(begin == high for begin, high in end.values()):
@@ -115,16 +125,17 @@ def _check(message: Message) -> None:
         raise DeliveryError(f"reading the topic back: {message.error().str()}", path=message.topic())
 
 
-def _limits(consumer: Consumer, topic: str) -> dict[int, tuple[int, int]]:
+def _limits(consumer: Consumer, topic: str, is_stopping: Callable[[], bool]) -> dict[int, tuple[int, int]]:
     """First kept and next offset of each partition; a topic that is not there yet may be made by asking for it."""
     from confluent_kafka import KafkaException, TopicPartition
 
     deadline = time.monotonic() + ANSWER_S
     while True:
+        _stop_if(is_stopping)
         try:
-            found = consumer.list_topics(topic, timeout=ANSWER_S).topics[topic]
+            found = consumer.list_topics(topic, timeout=LOOK_S).topics[topic]
             if found.partitions and found.error is None:
-                return {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=ANSWER_S) for p in found.partitions}
+                return {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=LOOK_S) for p in found.partitions}
             reason = found.error.str() if found.error else "it has no partitions"
         except KafkaException as error:
             reason = error.args[0].str()
@@ -139,7 +150,7 @@ def _consumer(settings: Mapping[str, object]) -> Iterator[Consumer]:
 
     shared = {key: value for key, value in settings.items() if key not in PRODUCER_ONLY}
     try:
-        consumer = Consumer(shared | READING, logger=logger)
+        consumer = Consumer(GROUP | shared | READING, logger=ClientLog)
     except KafkaException as error:
         raise ConfigError(f"kafka settings: {error.args[0].str()}") from None
     try:
@@ -150,4 +161,4 @@ def _consumer(settings: Mapping[str, object]) -> Iterator[Consumer]:
 
 def _stop_if(is_stopping: Callable[[], bool]) -> None:
     if is_stopping():
-        raise DeliveryError("stopped while the topic was read back")
+        raise DeliveryError("stopped before the topic was read back")

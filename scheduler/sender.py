@@ -155,7 +155,8 @@ class Sender:
             files = list(self._outbox.unsent_files())
             is_empty = all([self._send(file) for file in files])  # a list: a file that fails must not hide the next
         except Exception as error:  # the sink or the database is away: the thread must live to try again
-            self._note(error)
+            if not self._is_stopping:
+                self._note(error)
             return False
         if self._is_stopping or not is_empty:
             return False

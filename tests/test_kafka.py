@@ -13,6 +13,7 @@ from schema_registry_server import RegistryServer
 from send_alerts import publish_visit, run_sender, sent_of
 
 from nightstream.errors import ConfigError, DeliveryError
+from nightstream.io import kafka_topic
 from nightstream.io.clock import now_mjd_tai
 from nightstream.io.kafka_sink import KafkaSink, check_settings
 from nightstream.io.kafka_topic import end_of
@@ -155,6 +156,19 @@ def test_a_sender_that_is_closed_while_the_broker_is_away_leaves_the_rest_for_th
     broker.tell("rtt 0")
     send_all(outbox, sink_of(broker), tmp_path)
     assert broker.keys() == ids.tolist() and list(outbox.sent()) == ids.tolist()
+
+
+def test_a_broker_that_was_never_there_holds_nobody_up(broker, tmp_path, monkeypatch):
+    """The sender waits for it by itself, tells so, and can be closed meanwhile; the outbox is as it was."""
+    outbox = FakeOutbox()
+    spool(outbox, tmp_path, 1, ids_of(5))
+    monkeypatch.setattr(kafka_topic, "ANSWER_S", 0.2)
+    broker.tell("down")
+    sender = sending(outbox, sink_of(broker), tmp_path)
+    wait_until(lambda: "does not tell where the topic ends" in sender.status.trouble)
+    sender.close()
+    broker.tell("up")
+    assert outbox.sent() == {} and outbox.unsent_files()[0].progress == "" and broker.keys() == []
 
 
 def test_what_is_on_the_topic_is_not_sent_again(broker, tmp_path):

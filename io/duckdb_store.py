@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 
 from nightstream.errors import DatabaseError
+from nightstream.io.store import PerThread
+
+CHECKPOINT = "256MB"  # of log before it is worked in: doing so rewrites the last rows of every table, too much for each visit
 
 
 class DuckdbSession:
@@ -54,17 +57,22 @@ class DuckdbStore:
 
         self.location = str(path)
         self._lock = threading.RLock()
-        self._local = threading.local()
-        settings = {"threads": threads, "memory_limit": f"{memory_gib}GiB", "autoinstall_known_extensions": False}
+        settings = {
+            "checkpoint_threshold": CHECKPOINT,
+            "threads": threads,
+            "memory_limit": f"{memory_gib}GiB",
+            "autoinstall_known_extensions": False,
+        }
         if read_only and not Path(path).exists():
             raise DatabaseError("there is no such database", path=self.location)
         with _told(self.location):
             self._connection = duckdb.connect(self.location, read_only=read_only, config=settings)
+        self._cursors = PerThread(self._connection.cursor)
 
     @contextmanager
     def transaction(self, *, write: bool = False) -> Iterator[DuckdbSession]:
-        with self._lock if write else _NoLock(), _told(self.location):
-            cursor = self._cursor()
+        with self._lock if write else nullcontext(), _told(self.location):
+            cursor = self._cursors.get()
             session = DuckdbSession(cursor)
             cursor.begin()
             try:
@@ -78,21 +86,8 @@ class DuckdbStore:
 
     def close(self) -> None:
         with self._lock, _told(self.location):
+            self._cursors.close()
             self._connection.close()
-
-    def _cursor(self):
-        """This thread's cursor."""
-        if not hasattr(self._local, "cursor"):
-            self._local.cursor = self._connection.cursor()
-        return self._local.cursor
-
-
-class _NoLock:
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_) -> None:
-        pass
 
 
 def _roll_back(cursor) -> None:
@@ -130,8 +125,8 @@ def _to_arrow(values: np.ndarray):
     data = np.ma.getdata(values)
     mask = values.mask if isinstance(values, np.ma.MaskedArray) else None
     if data.dtype.kind in "SU":
-        data = np.char.decode(data, "utf-8") if data.dtype.kind == "S" else data
-        return pyarrow.array(data.astype(object), pyarrow.string(), mask=mask)
+        encoded = np.char.encode(data, "utf-8") if data.dtype.kind == "U" else np.ascontiguousarray(data)
+        return pyarrow.array(encoded, mask=mask).cast(pyarrow.string())
     return pyarrow.array(np.ascontiguousarray(data), mask=mask)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count
 
 import numpy as np
 
 from nightstream.errors import DatabaseError
+from nightstream.io.store import PerThread
 
 WRITERS = 0x4E53_5044_4201  # the advisory lock that whoever writes holds
 
@@ -58,14 +57,14 @@ class PostgresStore:
     def __init__(self, url: str, *, read_only: bool = False) -> None:
         self.location = _without_password(url)
         self._url, self._read_only = url, read_only
-        self._connections: dict[int, object] = {}
-        self._numbers, self._local = count(), threading.local()
-        self._connection()
+        self._connections = PerThread(self._connect, lambda connection: not connection.closed)
+        with _told(self.location):
+            self._connections.get()
 
     @contextmanager
     def transaction(self, *, write: bool = False) -> Iterator[PostgresSession]:
         with _told(self.location):
-            connection = self._connection()
+            connection = self._connections.get()
             with connection.transaction(), connection.cursor() as cursor:
                 if write:
                     cursor.execute("SELECT pg_advisory_xact_lock(%s)", [WRITERS])
@@ -74,23 +73,13 @@ class PostgresStore:
                 yield PostgresSession(cursor)
 
     def close(self) -> None:
-        for connection in list(self._connections.values()):
-            connection.close()
-        self._connections.clear()
+        self._connections.close()
 
-    def _connection(self):
-        """This thread's connection, made anew when it broke."""
+    def _connect(self):
         import psycopg
 
-        held = self._connections.get(getattr(self._local, "number", -1))
-        if held is not None and not held.closed:
-            return held
-        with _told(self.location):
-            made = psycopg.connect(self._url, autocommit=True)
-            made.read_only = self._read_only or None
-        self._connections.pop(getattr(self._local, "number", -1), None)
-        self._local.number = next(self._numbers)
-        self._connections[self._local.number] = made
+        made = psycopg.connect(self._url, autocommit=True)
+        made.read_only = self._read_only or None
         return made
 
 

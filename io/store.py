@@ -6,7 +6,8 @@ unnest(%s::BIGINT[]))``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -45,3 +46,31 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of the database; what was committed is durable."""
+
+
+class PerThread:
+    """A connection for each thread, made when it first asks or when its own broke; those of ended threads are closed."""
+
+    def __init__(self, connect: Callable[[], object], is_open: Callable[[object], bool] = lambda connection: True) -> None:
+        self._connect, self._is_open = connect, is_open
+        self._held: dict[threading.Thread, object] = {}
+        self._lock = threading.Lock()
+
+    def get(self):
+        """Return this thread's connection."""
+        thread = threading.current_thread()
+        held = self._held.get(thread)
+        if held is not None and self._is_open(held):
+            return held
+        made = self._connect()
+        with self._lock:
+            for ended in [other for other in self._held if not other.is_alive()]:
+                self._held.pop(ended).close()
+            self._held[thread] = made
+        return made
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        with self._lock:
+            while self._held:
+                self._held.popitem()[1].close()

@@ -421,3 +421,18 @@ def test_an_unreachable_server_is_told(tmp_path):
     with pytest.raises(DatabaseError, match="postgresql://me@/lost") as caught:
         open_database(f"postgresql://me:secret@/lost?host={tmp_path}")
     assert "secret" not in str(caught.value)
+
+
+def test_a_cut_connection_is_made_anew(postgres_server):
+    """When the server cuts a connection, the write under way is an error that leaves nothing, and the next one works."""
+    import psycopg
+
+    url = postgres_server.new_database()
+    with open_database(url) as database:
+        with psycopg.connect(url) as other:
+            others = "datname = current_database() AND pid <> pg_backend_pid()"
+            other.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
+        with pytest.raises(DatabaseError, match="terminating connection"):
+            database.write(whole_visit(7))
+        assert database.row_counts()["DiaSource"] == 0
+        assert database.write(whole_visit(7)) == {1, 2}

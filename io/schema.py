@@ -81,10 +81,11 @@ def to_structured(table: Table, schema: Schema) -> np.ndarray:
 
 def from_structured(rows: np.ndarray, schema: Schema, names: tuple[str, ...] | None = None) -> Table:
     """Return ``rows`` as a table of contiguous columns: all, or those of ``names`` in that order."""
-    unknown = set(rows.dtype.names) - set(schema.by_apdb)
+    present = rows.dtype.names or ()
+    unknown = set(present) - set(schema.by_apdb)
     if unknown:
         raise InputError(f"{schema.name} has no column {', '.join(sorted(unknown))}")
-    names = tuple(schema.by_apdb[apdb].name for apdb in rows.dtype.names) if names is None else names
+    names = tuple(schema.by_apdb[apdb].name for apdb in present) if names is None else names
     return {name: _decoded(rows[schema.by_name[name].apdb]) for name in names}
 
 
@@ -99,9 +100,14 @@ def _check(table: Table, schema: Schema) -> set[int]:
 
 
 def cast_column(values, column: Column) -> np.ndarray:
-    """Return ``values`` with the column's dtype, themselves if they have it; refuse a cast that changes what they mean."""
+    """Return ``values`` with the column's dtype, themselves if they have it; refuse a cast that changes what they mean.
+
+    Masked values become nulls.
+    """
     values = to_host(values) if hasattr(values, "dtype") else np.asarray(values)
     dtype = np.dtype(column.dtype)
+    if isinstance(values, np.ma.MaskedArray):
+        values = values.filled("" if dtype.kind == "S" else column.null)
     if dtype.kind == "S":
         return _encoded(values, column)
     if values.dtype == dtype:

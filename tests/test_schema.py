@@ -132,6 +132,20 @@ def test_missing_columns_are_null():
     assert "starResidual" not in rows.dtype.names and len(rows.dtype.names) == 103
 
 
+def test_masked_values_are_null():
+    """What a masked array hides is written as null, whatever lies under the mask."""
+    mask = [False, True]
+    table = {
+        "ra": np.ma.MaskedArray([1.0, 2.0], mask),
+        "psf_flux": np.ma.MaskedArray([1.0, 2.0], mask),
+        "ss_object_id": np.ma.MaskedArray([3, 4], mask),
+        "band": np.ma.MaskedArray(["g", "r"], mask),
+    }
+    rows = to_structured(table, DIA_SOURCE)
+    assert np.isnan(rows["ra"][1]) and np.isnan(rows["psfFlux"][1]) and rows["ra"][0] == 1
+    assert rows["ssObjectId"].tolist() == [3, 0] and rows["band"].tolist() == [b"g", b""]
+
+
 def test_empty_tables():
     """No columns, or columns of no rows, are tables of no rows."""
     assert len(to_structured({}, DIA_SOURCE)) == 0

@@ -66,6 +66,7 @@ class DuckdbStore:
         if read_only and not Path(path).exists():
             raise DatabaseError("there is no such database", path=self.location)
         with _told(self.location):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._connection = duckdb.connect(self.location, read_only=read_only, config=settings)
         self._cursors = PerThread(self._connection.cursor)
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nightstream.io.avro_schema import schema_id
 from nightstream.io.distribution import AlertSink, FileSink
+from nightstream.io.filters import FilterConfig
 
 
 class KafkaConfig(BaseModel):
@@ -40,6 +41,8 @@ class AlertsConfig(BaseModel):
     spool_dir: Path = Path("spool")  # alerts as they are made; durable, the archive points into it
     alerts_dir: Path = Path("alerts")  # alerts as they are published: one Avro file a visit, and users' own folders
     kafka: KafkaConfig | None = None  # set: alerts go there, not to alerts_dir
+    filters: Path | None = None  # folder of users' filters; relative to the working folder
+    filter_limits: FilterConfig = Field(default_factory=FilterConfig)  # what a user's filters may take
     ephemerides: Path | None = None  # predicted positions of Solar System objects; relative to the working folder
     drain_timeout_s: float = Field(60.0, ge=0)  # s that the end of a run waits for unsent alerts; a later run sends the rest
 
@@ -58,7 +61,7 @@ class AlertsConfig(BaseModel):
 
 
 def make_sink(config: AlertsConfig) -> AlertSink:
-    """The sink that ``config`` asks for. Nothing is connected to yet."""
+    """The sink that ``config`` asks for; waits for no connection. Raises ConfigError for wrong Kafka settings."""
     if config.kafka is None:
         return FileSink(config.alerts_dir)
     from nightstream.io.kafka_sink import KafkaSink

@@ -44,6 +44,7 @@ class Visit(NamedTuple):
     visit: int
     raw_paths: Mapping[int, str]  # detector: raw file
     missing: Mapping[int, str] = MappingProxyType({})  # detector that was expected: where a raw file was looked for
+    positions: Mapping[int, str] = MappingProxyType({})  # detector: file of positions to force photometry at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +103,14 @@ class _Run:
     hooks: RunHooks
     clock: Callable[[], float]
     reports: dict[int, dict[int, DetectorReport]] = field(default_factory=dict)  # of open visits
-    missing: dict[int, Mapping[int, str]] = field(default_factory=dict)  # of open visits
+    visits: dict[int, Visit] = field(default_factory=dict)  # of open visits
     closed: list[VisitSummary] = field(default_factory=list)
     latency: LatencyLog = field(default_factory=LatencyLog)
     peak_in_flight: int = 0
 
     def take(self, visit: Visit) -> None:
         """Feed a visit to the state machine, which deals with the raw files that are there."""
-        self.missing[visit.visit] = visit.missing
+        self.visits[visit.visit] = visit
         self.tell(VisitArrived(time_s=self.clock(), visit=visit.visit, raw_paths=visit.raw_paths))
 
     def tell(self, event: Event) -> None:
@@ -142,6 +143,7 @@ class _Run:
                 detector=instruction.detector,
                 path=instruction.path,
                 attempt=instruction.attempt,
+                positions=self.visits[instruction.visit].positions.get(instruction.detector, ""),
             )
             self.executor.submit(instruction.worker, job)
         elif isinstance(instruction, RestartWorker):
@@ -151,8 +153,8 @@ class _Run:
 
     def _close(self, instruction: CloseVisit) -> None:
         reports = self.reports.pop(instruction.visit, {})
-        missing = self.missing.pop(instruction.visit, {})
-        frames = (*instruction.frames, *(_missing_frame(detector, where) for detector, where in missing.items()))
+        missing = self.visits.pop(instruction.visit).missing.items()
+        frames = (*instruction.frames, *(_missing_frame(detector, where) for detector, where in missing))
         for frame in frames:
             if frame.detector not in reports:
                 reports[frame.detector] = _lost_report(instruction.visit, frame)

@@ -10,7 +10,7 @@ import typer
 
 app = typer.Typer(
     name="nightstream",
-    help="Raw telescope images to difference-image sources, on GPUs.",
+    help="Raw telescope images to alerts, on GPUs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,7 +38,7 @@ Raws = Annotated[list[Path], typer.Argument(help="Raw FITS files, or folders of 
 Detectors = Annotated[list[int], typer.Option("--detector", "-d", help="Only this detector; may be repeated.")]
 Bands = Annotated[list[str], typer.Option("--band", "-b", help="Only this band; may be repeated.")]
 Visits = Annotated[list[int], typer.Option("--visit", help="Only this visit; may be repeated.")]
-Config = Annotated[Path | None, typer.Option("--config", help="YAML file with sections engine and scheduler.")]
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file with sections engine, scheduler and alerts.")]
 Device = Annotated[DeviceName, typer.Option("--device", help="auto: a GPU where one works, else the CPU.")]
 Calibrations = Annotated[Path | None, typer.Option("--calibrations", help="Store made by calibrate.", exists=True)]
 Reference = Annotated[Path | None, typer.Option("--reference", help="Reference stars, CSV or HDF5.", exists=True)]
@@ -48,7 +48,7 @@ Product = Annotated[Path, typer.Argument(help="An HDF5 file of Nightstream.", ex
 
 @app.callback(invoke_without_command=True)
 def nightstream(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    """Raw telescope images to difference-image sources, on GPUs."""
+    """Raw telescope images to alerts, on GPUs."""
     if version:
         from nightstream import __version__
 
@@ -82,11 +82,21 @@ def run(
     steps_per_sigma: Annotated[
         int | None, typer.Option("--steps-per-sigma", min=1, help="Round pixels to sigma over this (16 is good).")
     ] = None,
+    database: Annotated[
+        str | None, typer.Option("--database", help="File, or postgresql://...; by default prompt.duckdb in the output folder.")
+    ] = None,
+    alerts: Annotated[bool, typer.Option("--alerts/--no-alerts", help="Associate, store and send what was found.")] = True,
+    ephemerides: Annotated[
+        Path | None, typer.Option("--ephemerides", help="Predicted places of Solar System objects, CSV or HDF5.", exists=True)
+    ] = None,
+    filters: Annotated[Path | None, typer.Option("--filters", help="Folder of users' SQL filters.", exists=True)] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the workers' logs.")] = False,
 ) -> None:
-    """Process raw visits into calibrated images, differences and sources, as HDF5."""
+    """Process raw visits into calibrated images, differences, sources (HDF5) and alerts (Avro)."""
     from nightstream.commands.run import RunOptions, run_command
 
+    if database is not None and "://" not in database:
+        database = str(Path(database).absolute())
     if device is DeviceName.CPU and gpus_per_actor is None:
         gpus_per_actor = 0.0
     scheduler = {
@@ -110,6 +120,8 @@ def run(
             config=config,
             device=device.value,
             scheduler=scheduler,
+            alerts={"database": database, "ephemerides": ephemerides, "filters": filters},
+            with_alerts=alerts,
             steps_per_sigma=steps_per_sigma,
         )
     )

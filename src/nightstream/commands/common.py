@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from nightstream.engine.config import EngineConfig
     from nightstream.engine.values import ExposureInfo
     from nightstream.io.cameras import RawCamera
+    from nightstream.scheduler.alerts_config import AlertsConfig
     from nightstream.scheduler.config import SchedulerConfig
 
 console = Console(soft_wrap=True, highlight=False)
 error_console = Console(stderr=True, soft_wrap=True, highlight=False)
 
 FAILURE, USAGE = 1, 2  # exit status
-EXTRA_OF = {"matplotlib": "plot", "cupy": "cuda13-wheels"}  # module: what installs it
+# module: what installs it
+EXTRA_OF = {"matplotlib": "plot", "cupy": "cuda13-wheels", "confluent_kafka": "kafka", "psycopg": "postgres"}
+SECTIONS = ("engine", "scheduler", "alerts")  # of the configuration file
 SHOWN = 8  # values of a list in a message
 
 
@@ -34,6 +37,7 @@ class Settings:
     engine: Mapping[str, Mapping[str, Any]]  # what the file sets, to be laid over what the camera needs
     config: EngineConfig  # the two, over the defaults
     scheduler: SchedulerConfig
+    alerts: AlertsConfig
 
 
 @contextmanager
@@ -59,34 +63,48 @@ def warn(message: str) -> None:
     error_console.print(f"warning: {message}", style="yellow", markup=False)
 
 
-def load_settings(path: Path | None, camera: RawCamera, scheduler: Mapping[str, Any] | None = None) -> Settings:
-    """Read a configuration file; options in ``scheduler`` that are not None win over it.
+def load_settings(
+    path: Path | None,
+    camera: RawCamera,
+    scheduler: Mapping[str, Any] | None = None,
+    alerts: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Read a configuration file; options in ``scheduler`` and ``alerts`` that are not None win over it.
 
-    The file is YAML with the sections ``engine`` and ``scheduler``. Raises ConfigError naming file and key.
+    The file is YAML with the sections ``engine``, ``scheduler`` and ``alerts``. Raises ConfigError naming file and key.
     """
     from nightstream.io.cameras import engine_config
+    from nightstream.scheduler.alerts_config import AlertsConfig
     from nightstream.scheduler.config import SchedulerConfig
 
-    engine, written = _sections(path)
-    options = {key: value for key, value in (scheduler or {}).items() if value is not None}
+    written = _sections(path)
     try:
-        config = engine_config(camera, engine)
+        config = engine_config(camera, written["engine"])
     except ConfigError as error:
         raise error.locate(path=str(path)) from None
-    return Settings(engine=engine, config=config, scheduler=_validated(SchedulerConfig, written | options, path))
+    return Settings(
+        engine=written["engine"],
+        config=config,
+        scheduler=_validated(SchedulerConfig, "scheduler", written["scheduler"] | _given(scheduler), path),
+        alerts=_validated(AlertsConfig, "alerts", written["alerts"] | _given(alerts), path),
+    )
 
 
-def _sections(path: Path | None) -> tuple[dict, dict]:
-    """The engine's and the scheduler's section of a configuration file; empty where there is none."""
+def _given(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (options or {}).items() if value is not None}
+
+
+def _sections(path: Path | None) -> dict[str, dict]:
+    """The sections of a configuration file; empty where there is none."""
     tree = _read_yaml(path) if path is not None else {}
-    unknown = sorted(set(map(str, tree)) - {"engine", "scheduler"})
+    unknown = sorted(set(map(str, tree)) - set(SECTIONS))
     if unknown:
-        raise ConfigError(f"unknown section {', '.join(unknown)}; there are engine and scheduler", path=str(path))
-    engine, scheduler = tree.get("engine") or {}, tree.get("scheduler") or {}
-    for name, section in (("engine", engine), ("scheduler", scheduler), *_engine_items(engine)):
+        raise ConfigError(f"unknown section {', '.join(unknown)}; there are {', '.join(SECTIONS)}", path=str(path))
+    sections = {name: tree.get(name) or {} for name in SECTIONS}
+    for name, section in (*sections.items(), *_engine_items(sections["engine"])):
         if not isinstance(section, dict):
             raise ConfigError(f"{name} must hold settings, got {section!r}", path=str(path))
-    return engine, scheduler
+    return sections
 
 
 def _engine_items(engine: Any) -> list[tuple[str, Any]]:
@@ -137,17 +155,17 @@ def _read_yaml(path: Path) -> dict:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}", path=str(path)) from None
     if not isinstance(tree, dict):
-        raise ConfigError("wanted the sections engine and scheduler", path=str(path))
+        raise ConfigError(f"wanted the sections {', '.join(SECTIONS)}", path=str(path))
     return tree
 
 
-def _validated(model: type, values: Any, path: Path | None) -> Any:
+def _validated(model: type, section: str, values: Any, path: Path | None) -> Any:
     from pydantic import ValidationError
 
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_problem("scheduler", entry) for entry in error.errors())
+        problems = "; ".join(_problem(section, entry) for entry in error.errors())
         raise ConfigError(problems, path=str(path) if path else None) from None
 
 
@@ -183,11 +201,11 @@ def each_detector(tasks: Iterable[Any], work: Callable[[Any], None], advance: Ca
 
 
 @contextmanager
-def detector_progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar; yields the function that moves it on by one."""
+def detector_progress(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """Show a progress bar; yields the function that moves it on, by one unless told."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=total)
-        yield lambda: progress.advance(task)
+        yield lambda steps=1: progress.advance(task, steps)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,13 @@ from nightstream.commands.common import (
     nothing_chosen,
     warn,
 )
-from nightstream.commands.tables import failures_of, print_failures, stages_table, visit_line, visits_table
+from nightstream.commands.tables import alert_failures, failures_of, print_failures, stages_table, visit_line, visits_table
 from nightstream.errors import NightstreamError
 from nightstream.scheduler.executor import make_executor
 
 if TYPE_CHECKING:
     from nightstream.io.cameras import RawCamera
+    from nightstream.scheduler.alert_stream import AlertStream
     from nightstream.scheduler.messages import DetectorReport, WorkerSetup
     from nightstream.scheduler.run import RunSummary, Visit
 
@@ -53,6 +55,8 @@ class RunOptions:
     config: Path | None = None
     device: str = "auto"
     scheduler: Mapping[str, Any]
+    alerts: Mapping[str, Any] = field(default_factory=dict)
+    with_alerts: bool = True
     steps_per_sigma: int | None = None
 
 
@@ -61,13 +65,23 @@ def run_command(options: RunOptions) -> None:
     logging.basicConfig(level=logging.INFO if options.scheduler.get("verbose") else logging.CRITICAL)
     with errors_end_the_command():
         camera = find_camera(options.camera)
-        settings = load_settings(options.config, camera, options.scheduler)
+        settings = load_settings(options.config, camera, options.scheduler, options.alerts)
         check_inputs(options, settings)
         visits, problems = find_visits(options, camera)
         detectors = sorted({detector for visit in visits for detector in visit.raw_paths})
         setups = {detector: make_setup(options, settings, detector) for detector in detectors}
-        summary, reports = stream_visits(visits, setups, settings, options.output) if visits else (None, [])
-    finish(summary, reports, problems)
+        with open_alerts(options, settings, camera) as alerts:
+            summary, reports = stream_visits(visits, setups, settings, options.output, alerts) if visits else (None, [])
+        finish(summary, reports, problems, alerts)
+
+
+def open_alerts(options: RunOptions, settings: Settings, camera: RawCamera) -> AbstractContextManager[AlertStream | None]:
+    """The alerts beside the run; nothing where no sources are found or no alerts are wanted."""
+    if options.templates is None or not options.with_alerts:
+        return nullcontext()
+    from nightstream.scheduler.alert_stream import AlertStream
+
+    return AlertStream(camera, options.output.resolve(), settings.config, settings.alerts)
 
 
 def check_inputs(options: RunOptions, settings: Settings) -> None:
@@ -139,7 +153,11 @@ def make_setup(options: RunOptions, settings: Settings, detector: int) -> Worker
 
 
 def stream_visits(
-    visits: list[Visit], setups: Mapping[int, WorkerSetup], settings: Settings, output: Path
+    visits: list[Visit],
+    setups: Mapping[int, WorkerSetup],
+    settings: Settings,
+    output: Path,
+    alerts: AlertStream | None = None,
 ) -> tuple[RunSummary, list[DetectorReport]]:
     """Run the visits behind a progress bar; return the summary and the reports of what failed."""
     from nightstream.io.products import write_visit_master
@@ -156,21 +174,33 @@ def stream_visits(
             advance()
             failed.extend([report] if report.status != "done" else [])
 
+        def on_end(visit: int, reports: list[DetectorReport]) -> None:
+            write_visit_master(output, visit, reports)
+            if alerts is not None:
+                alerts.ended(visit, reports)
+
         hooks = RunHooks(
             on_report=on_report,
             on_visit=lambda visit: console.print(visit_line(visit), markup=False),
-            write_master=lambda visit, reports: write_visit_master(output, visit, reports),
+            write_master=on_end,
         )
-        workers = place_setups(setups, actors)
-        summary = run_visits(visits, workers, executor, settings.scheduler.policy(), hooks)
+        arriving = alerts.arriving(visits, skipped=advance) if alerts is not None else visits
+        summary = run_visits(arriving, place_setups(setups, actors), executor, settings.scheduler.policy(), hooks)
     return summary, failed
 
 
-def finish(summary: RunSummary | None, failed: list[DetectorReport], problems: list[NightstreamError]) -> None:
+def finish(
+    summary: RunSummary | None, failed: list[DetectorReport], problems: list[NightstreamError], alerts: AlertStream | None = None
+) -> None:
     """Print the tables and what failed; exit with 1 if anything did."""
     if summary is not None:
         console.print(visits_table(summary), stages_table(summary))
     failures = failures_of(summary, failed, problems)
+    if alerts is not None:
+        from nightstream.report.alerts import alerts_table, of_outcome
+
+        console.print(alerts_table(of_outcome(alerts.outcome)))
+        failures += alert_failures(alerts.outcome)
     if failures:
         print_failures(error_console, failures)
         raise typer.Exit(FAILURE)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from nightstream.errors import NightstreamError
+    from nightstream.scheduler.alert_stream import AlertOutcome
     from nightstream.scheduler.messages import DetectorReport
     from nightstream.scheduler.run import RunSummary, VisitSummary
 
@@ -58,6 +59,17 @@ def failures_of(
     rows += [(str(report.visit), str(report.detector), report.error) for report in failed]
     masters = summary.visits if summary is not None else ()
     return rows + [(str(visit.visit), "master", visit.error) for visit in masters if visit.error]
+
+
+def alert_failures(outcome: AlertOutcome) -> list[tuple[str, str, str]]:
+    """Return (visit, detector, error) of what could not be stored or sent."""
+    problems = [problem for visit in outcome.visits for problem in visit.problems]
+    rows = [(_known(problem.visit), _known(problem.detector), str(problem)) for problem in problems]
+    rows += [(str(visit), "database", message) for visit, message in outcome.failed.items()]
+    if outcome.n_unsent:
+        reason = f": {outcome.trouble}" if outcome.trouble else ""
+        rows.append(("?", "alerts", f"{outcome.n_unsent} alerts wait to be sent, by a later run{reason}"))
+    return rows
 
 
 def print_failures(console: Console, failures: list[tuple[str, str, str]]) -> None:

@@ -15,6 +15,8 @@ from nightstream.io.sky_cells import unit_vectors
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+    from nightstream.scheduler.alert_stream import AlertOutcome
+
 LATE_QUANTILE = 0.98  # of the alerts of a visit, in 60 s: what LSST promises
 MATCH_RADIUS_ARCSEC = 0.9
 TRAIL_RADIUS_ARCSEC = 2.0  # an asteroid's peak may lie anywhere on its trail
@@ -60,6 +62,20 @@ class SolarSystemScore:
     n_known: int  # sources of asteroids that are in the ephemerides
     n_right: int  # of those, with the number of their asteroid
     n_wrong: int  # sources with a number that is not theirs: of another asteroid, or of none that is known
+
+
+def of_outcome(outcome: AlertOutcome) -> list[VisitAlerts]:
+    """Return the numbers of each visit of a run, in the order of publication."""
+    return [
+        VisitAlerts(
+            visit=done.visit,
+            n_alerts=done.n_alerts,
+            n_new_objects=done.n_new_objects,
+            n_solar_system=done.n_solar_system,
+            latencies_s=outcome.latencies_s[done.visit],
+        )
+        for done in outcome.visits
+    ]
 
 
 def visit_alerts(alerts: Table) -> list[VisitAlerts]:

@@ -1,0 +1,75 @@
+"""The small tables of all detectors of one visit, read back from their products and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from nightstream.engine.tables import stack
+from nightstream.engine.values import Table
+from nightstream.errors import InputError, NightstreamError
+from nightstream.io.products import DetectorTables, footprint, read_dia_tables
+
+
+@dataclass(frozen=True)
+class VisitProducts:
+    """What the detectors of a visit found, without its pixels. ``problems`` tells which products could not be used."""
+
+    visit: int
+    tables: dict[int, DetectorTables]  # by detector, in order
+    paths: dict[int, Path]
+    problems: tuple[NightstreamError, ...] = ()
+
+    @property
+    def detectors(self) -> tuple[int, ...]:
+        """The detectors, in order."""
+        return tuple(self.tables)
+
+    @cached_property
+    def dia_sources(self) -> Table:
+        """All DIASources, by detector, then number."""
+        return stack(tables.dia_sources for tables in self.tables.values())
+
+    @property
+    def midpoint_mjd_tai(self) -> float:
+        """The middle of the exposure, MJD TAI."""
+        return float(np.mean([tables.info.midpoint_mjd_tai for tables in self.tables.values()]))
+
+    @property
+    def footprints(self) -> list[np.ndarray]:
+        """The corners of each detector on the sky, (k, 2) ra and dec, deg."""
+        return [footprint(tables.wcs, tables.shape) for tables in self.tables.values()]
+
+    def without(self, refused: Iterable[int]) -> VisitProducts:
+        """Return the visit without some of its detectors."""
+        kept = {detector: tables for detector, tables in self.tables.items() if detector not in set(refused)}
+        return VisitProducts(self.visit, kept, {detector: self.paths[detector] for detector in kept}, self.problems)
+
+
+def read_visit(visit: int, paths: Sequence[Path], skip: Iterable[int] = ()) -> VisitProducts:
+    """Read the tables of a visit's products. ``skip`` names detectors to leave out.
+
+    A product that cannot be read, is of another visit, or has no difference image is a problem, and the others are read.
+    """
+    found, problems, skip = {}, [], set(skip)
+    for path in paths:
+        try:
+            tables = read_dia_tables(path)
+            _check(tables, visit)
+            found[tables.info.detector] = tables, Path(path)
+        except NightstreamError as error:
+            problems.append(error.locate(visit=visit, path=str(path)))
+    chosen = [detector for detector in sorted(found) if detector not in skip]
+    tables, where = ({detector: found[detector][i] for detector in chosen} for i in (0, 1))
+    return VisitProducts(visit, tables, where, tuple(problems))
+
+
+def _check(tables: DetectorTables, visit: int) -> None:
+    if tables.info.visit != visit:
+        raise InputError(f"got a product of visit {tables.info.visit}, wanted {visit}")
+    if tables.wcs is None:
+        raise InputError("has no WCS, so that its sources have no place on the sky", detector=tables.info.detector)

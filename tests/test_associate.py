@@ -127,6 +127,23 @@ def test_masked_errors_are_missing():
     assert matched(sources, objects) == [1]
 
 
+def test_positions_have_a_floor():
+    """Two positions said to be good to 1 mas still match when 0.2 arcsec apart, as two visits' frames may be; not at 0.4."""
+    objects = make_objects([0.0], error=0.001)
+    assert matched(make_sources([0.2], error=0.001), objects) == [1]
+    assert matched(make_sources([0.4], error=0.001), objects) != [1]
+
+
+@pytest.mark.parametrize("object_ra, is_matched", [(0.0, True), (90.0, False)])
+def test_errors_turn_with_their_axes(object_ra, is_matched):
+    """An object at the pole, poorly known in ra: east of ra 0 points at the source, 0.6 arcsec off on the meridian of ra 90;
+    east of ra 90 does not."""
+    objects = make_objects([0.0], ra=object_ra, dec=90.0, error=0.03)
+    objects["ra"][:], objects["ra_err"][:] = object_ra, 0.3 / 3600
+    sources = make_sources([0.0], ra=90.0, dec=90.0 - 0.6 / 3600, error=0.03)
+    assert (matched(sources, objects) == [1]) == is_matched
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_no_order_matters(seed):
     """Crowded sources of three overlapping detectors, objects and claims in any order: the same result for each source."""

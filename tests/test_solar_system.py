@@ -194,3 +194,20 @@ def test_two_predictions_of_one_object_are_refused():
     """An object cannot be at two places in one visit."""
     with pytest.raises(InputError, match="object 4 has 2 predictions"):
         predictions_for(night(ss_object_id=[4, 4], visit=[7, 7]), 7, 61000.0, CONFIG)
+
+
+def test_predictions_without_a_place_match_nothing():
+    """A prediction with a NaN position, and one whose rate is absurd, do no harm to the others."""
+    predictions = make_predictions([0.0, 30.0, 60.0])
+    predictions["ra"][0], predictions["dec_rate"][1] = np.nan, 1e6
+    sources = make_sources([0.0, 30.0, 60.0])
+    sources["midpoint_mjd_tai"] += [0.0, 0.0, 1e-5]
+    found = associate(sources, {}, CONFIG, ephemerides=predictions)
+    assert found.ss_object_id.tolist() == [0, 9002, 9003]
+
+
+def test_predictions_of_other_visits_and_no_sources():
+    """Predictions for another visit match nothing; predictions without sources are no error."""
+    elsewhere = make_predictions([0.0]) | {"visit": np.array([78])}
+    assert associate(make_sources([0.0]), {}, CONFIG, ephemerides=elsewhere).is_new.all()
+    assert len(associate(make_sources([]), {}, CONFIG, ephemerides=make_predictions([0.0])).ss_object_id) == 0

@@ -141,7 +141,7 @@ class ForceConfig(Section):
     """Forced photometry at known positions."""
 
     at_sources: bool = True  # also at every DIASource, any of which may be a new object
-    chunk_positions: int = Field(2048, ge=1)  # positions measured at once; bounds the memory, some 40 kB each
+    chunk_positions: int = Field(50_000, ge=1)  # positions measured at once; bounds the memory, some 1 kB each
 
 
 class CutoutConfig(Section):

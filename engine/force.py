@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from nightstream.engine.config import ForceConfig
-from nightstream.engine.measure import forced_flux
 from nightstream.engine.sources import host_table
 from nightstream.engine.values import Exposure, Table
 from nightstream.errors import InputError
+from nightstream.kernels.forced import forced_psf_flux
 from nightstream.kernels.target import array_module
 
 WANTED = ("ra", "dec", "dia_object_id")
@@ -95,11 +95,12 @@ def _measured(name: str, exposure: Exposure | None, x: np.ndarray, y: np.ndarray
     if exposure is None:
         nothing, failed = np.full(len(x), np.nan), np.ones(len(x), dtype=bool)
         return dict(zip(names.values(), (nothing, nothing, failed, ~failed), strict=True))
-    xp = array_module(exposure.pixels.image)
+    pixels, xp = exposure.pixels, array_module(exposure.pixels.image)
     parts = []
     for start in range(0, max(len(x), 1), chunk):
         at = (xp.asarray(v[start : start + chunk]) for v in (x, y))
-        out = forced_flux(exposure, *at)
+        out = forced_psf_flux(pixels.image, pixels.mask, pixels.variance, *at, exposure.psf)
+        out |= {key: out[key] * exposure.njy_per_unit for key in ("flux", "flux_err")}
         parts.append(host_table({column: out[key] for key, column in names.items()}))
     return {column: np.concatenate([part[column] for part in parts]) for column in names.values()}
 

@@ -112,9 +112,7 @@ def recover(data, field, science, n_sources=60):
     found = products.dia_sources
     truth = electrons * clean.njy_per_unit
     distance, _ = cKDTree(np.c_[found["x"], found["y"]]).query(np.c_[x, y])
-    forced = products.forced_sources
-    order = np.argsort(forced["dia_object_id"])
-    flux, flux_err = forced["psf_flux"][order], forced["psf_flux_err"][order]
+    flux, flux_err = (forced_at_positions(products, name) for name in ("psf_flux", "psf_flux_err"))
     return {"snr": truth / error, "found": distance < 2.0, "pull": (flux - truth) / flux_err}
 
 
@@ -131,17 +129,21 @@ def separate_positions(rng, n_sources, distance_pix=30):
 
 def positions(exposure, x, y):
     ra, dec = exposure.wcs.sky_from_pixel(x, y)
-    return {"ra": ra, "dec": dec, "dia_object_id": np.arange(len(x), dtype=np.int64)}
+    return {"ra": ra, "dec": dec, "dia_object_id": np.arange(1, len(x) + 1)}
+
+
+def forced_at_positions(products, name):
+    """A forced column in the order of `positions`, without the rows at DIASources."""
+    ids = products.forced_sources["dia_object_id"]
+    return products.forced_sources[name][ids != 0][np.argsort(ids[ids != 0])]
 
 
 def measure_at(pipeline, raw, exposure, x, y):
     """Forced flux error on the difference without injection, and whether a pixel there is unusable."""
     products = pipeline.process(raw, positions(exposure, x, y))
-    forced = products.forced_sources
-    order = np.argsort(forced["dia_object_id"])
     mask = products.difference.pixels.mask[np.rint(y).astype(int), np.rint(x).astype(int)]
     flag = (mask & int(MaskPlane.unusable())) != 0
-    return {"flux_err": forced["psf_flux_err"][order], "flag": flag}
+    return {"flux_err": forced_at_positions(products, "psf_flux_err"), "flag": flag}
 
 
 def test_injected_stars_are_recovered(injected):

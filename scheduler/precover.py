@@ -15,9 +15,11 @@ import numpy as np
 from nightstream.engine.force import force_photometry
 from nightstream.engine.values import Array, Table
 from nightstream.errors import NightstreamError
+from nightstream.io.apdb import DIA_FORCED_SOURCE
 from nightstream.io.product_blocks import read_nearby_pixels
 from nightstream.io.products import product_path
 from nightstream.io.prompt_database import CORNERS, PromptDatabase
+from nightstream.io.schema import from_structured, to_structured
 from nightstream.io.sky_cells import inside_polygon, unit_vectors
 
 PADDING_ARCSEC = 1.0  # stored corners are centres of pixels, and edges of distorted images bow
@@ -83,7 +85,7 @@ def precover(
 
 
 def force_from_product(path: str | Path, positions: Table) -> Table:
-    """Measure positions (dia_object_id, ra, dec) on a stored product, as the worker that made it would have.
+    """Measure positions (dia_object_id, ra, dec) on a stored product: to the last bit what its worker would have stored there.
 
     Returns the columns of `force_photometry` without dia_source_id; positions off the image have no row, those where nothing
     could be measured have the detector's 5-sigma limit. Only the pixels around the positions are read. Raises FileError
@@ -92,7 +94,8 @@ def force_from_product(path: str | Path, positions: Table) -> Table:
     near = read_nearby_pixels(path, positions["ra"], positions["dec"])
     rows = force_photometry(near.visit_image, near.difference, {name: positions[name] for name in POSITION})
     rows["psf_flux_limit"] = np.where(np.isfinite(rows["psf_flux_err"]), rows["psf_flux_limit"], near.psf_flux_limit)
-    return {name: column for name, column in rows.items() if name != "dia_source_id"}
+    names = tuple(name for name in rows if name != "dia_source_id")
+    return from_structured(to_structured(rows, DIA_FORCED_SOURCE), DIA_FORCED_SOURCE, names)
 
 
 def plan_precovery(database: PromptDatabase, objects: Table, days: float) -> tuple[list[ProductTask], float]:

@@ -27,6 +27,7 @@ import numpy as np
 
 Trigger = Callable[[], bool]  # asked again and again while the command runs; True: kill it now
 LOOK_S = 0.001  # between two looks
+SHOWN = 8  # columns of a row in a message
 POINTS = {  # what to watch in the output folder
     "product begun": "visit=*/.detector=*.tmp",
     "product": "visit=*/detector=*.h5",
@@ -185,12 +186,26 @@ def _columns_of(connection, database: str, ignored: Sequence[str]) -> dict[str, 
 
 
 def _unequal_rows(connection, table: str, columns: list[str]) -> Iterator[str]:
-    names = ", ".join(columns)
-    for left, right in ("ab", "ba"):
-        query = f"SELECT {names} FROM {left}.{table} EXCEPT ALL SELECT {names} FROM {right}.{table}"
-        rows = connection.execute(query).fetchall()
-        if rows:
-            yield f"table {table}: {len(rows)} rows only in the {'first' if left == 'a' else 'second'}, such as {rows[0]}"
+    """A line a side with rows that the other lacks; and one with the columns that differ, if both have as many."""
+    names, rows = ", ".join(columns), []
+    for left, right, which in (("a", "b", "first"), ("b", "a", "second")):
+        query = f"SELECT {names} FROM {left}.{table} EXCEPT ALL SELECT {names} FROM {right}.{table} ORDER BY ALL"
+        rows.append(connection.execute(query).fetchall())
+        if rows[-1]:
+            yield f"table {table}: {len(rows[-1])} rows only in the {which}, such as {rows[-1][0][:SHOWN]}"
+    if len(rows[0]) == len(rows[1]):
+        pairs = list(zip(*rows, strict=True))
+        yield from (f"table {table}: differs in {name}, such as {_example(pairs, i)}" for i, name in enumerate(columns)
+                    if any(not _is_equal(a[i], b[i]) for a, b in pairs))  # fmt: skip
+
+
+def _example(pairs: list[tuple], column: int) -> str:
+    return next(f"{a[column]!r}, {b[column]!r}" for a, b in pairs if not _is_equal(a[column], b[column]))
+
+
+def _is_equal(a, b) -> bool:
+    """NaN equals NaN."""
+    return a == b or (a != a and b != b)
 
 
 def compare_alerts(first: Path, second: Path, ignored: Sequence[str] = TIMES) -> list[str]:
@@ -231,8 +246,7 @@ def differences(a, b, ignored: Sequence[str] = (), name: str = "packet") -> list
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         pairs = zip(a, b, strict=True)
         return [line for i, pair in enumerate(pairs) for line in differences(*pair, ignored, f"{name}[{i}]")]
-    is_nan = isinstance(a, float) and isinstance(b, float) and a != a and b != b
-    return [] if a == b or is_nan else [name]
+    return [] if _is_equal(a, b) else [name]
 
 
 def is_ignored(name: str, patterns: Iterable[str]) -> bool:

@@ -202,7 +202,7 @@ def _period_columns(curves: LightCurves, first: Array, config: DiaObjectConfig) 
         frequency[chosen], power[chosen] = found.frequency, found.power
         amplitude[chosen], phase[chosen] = found.amplitude, found.phase
         chance[chosen] = _false_alarms(part, found.power, grid)
-    table = {}
+    table: Table = {}
     for name, column in {"": 1 / frequency, "_power": power, "_fap": chance}.items():
         table |= _per_band(f"psf_flux_period{name}", column[:, :n_bands])
         table["period" + name] = np.ascontiguousarray(column[:, n_bands].astype(np.float32))

@@ -189,6 +189,23 @@ def test_periods_may_come_from_forced_fluxes():
     assert table["period"][0] == pytest.approx(7, abs=0.03)
 
 
+def test_forced_fluxes_alone_make_no_period():
+    """Forced rows of an object without detections: means, but no period, as nothing says from when its phase counts."""
+    config = CONFIG.model_copy(update={"period_flux": "forced_sources"})
+    forced = forced_rows(np.random.default_rng(8), np.array([1]), rows=60)
+    forced["psf_flux"] += 200 * np.sin(forced["midpoint_mjd_tai"])
+    table = summarize_objects(np.array([1]), {}, forced, NOW, config)
+    assert np.isfinite(table["g_fp_flux_mean"][0]) and np.isnan(table["period"][0]) and np.isnan(table["period_fap"][0])
+
+
+def test_one_night_has_no_period():
+    """Many fluxes at one time, or within a period's length, leave no frequency to try."""
+    rng = np.random.default_rng(9)
+    for time in (np.full(20, NOW), NOW - rng.uniform(0, 0.2, 20)):
+        sources = one_band(time, rng.normal(0, 100, 20), np.ones(20))
+        assert np.isnan(summarize_objects(np.array([1]), sources, {}, NOW, CONFIG)["period"][0])
+
+
 def test_moving_object_has_its_motion():
     """A star of 300 mas/yr: its motion within 5 sigma, and the epoch of its position told."""
     rng = np.random.default_rng(7)

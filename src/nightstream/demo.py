@@ -1,11 +1,12 @@
-"""The demonstration: a small survey with known truth, taken from raw frames to difference-image sources and judged.
+"""The demonstration: a small survey with known truth, taken from raw frames to alerts and judged.
 
-Simulate, calibrate, make the templates, stream the science visits through Ray actors, compare with the truth.
+Simulate, calibrate, make the templates, stream the science visits through Ray actors, send the alerts, compare with the truth.
 Nothing here knows the truth before the last step.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,21 +19,28 @@ import numpy as np
 from nightstream.engine.calibrate import build_calibrations
 from nightstream.engine.pipeline import DetectorPipeline, calibrate_together
 from nightstream.engine.template import build_template
+from nightstream.engine.values import Table
+from nightstream.io.alert_files import read_alert_file
 from nightstream.io.calibrations import read_calibrations, write_calibrations
 from nightstream.io.cameras import engine_config
 from nightstream.io.catalogues import read_reference
 from nightstream.io.products import product_path, read_detector_products, write_visit_master
 from nightstream.io.raw import read_raw
-from nightstream.io.templates import read_template, write_template
+from nightstream.io.schema import snake_case
+from nightstream.io.templates import write_template
+from nightstream.report.alerts import accuracy_table as association_table
+from nightstream.report.alerts import add_truth, alerts_table, of_outcome
 from nightstream.report.evaluate import Evaluation, concatenate, evaluate
 from nightstream.report.quicklook import save_quicklook
+from nightstream.report.stamps import choose_alerts, save_alert_page
 from nightstream.report.tables import accuracy_table, visit_table
-from nightstream.report.triplets import Triplet, choose_best, describe, make_triplet, save_triplets
+from nightstream.scheduler.alert_stream import AlertOutcome, AlertStream
+from nightstream.scheduler.alerts_config import AlertsConfig
 from nightstream.scheduler.config import SchedulerConfig
 from nightstream.scheduler.executor import make_executor, place_setups
-from nightstream.scheduler.messages import WorkerSetup
+from nightstream.scheduler.messages import DetectorReport, WorkerSetup
 from nightstream.scheduler.run import RunHooks, RunSummary, Visit, run_visits
-from nightstream.simulate.survey import BAND, Survey, simulate_survey
+from nightstream.simulate.survey import Survey, simulate_survey
 from nightstream.simulate.truth import read_table
 
 if TYPE_CHECKING:
@@ -47,7 +55,9 @@ class DemoResult:
     """What the demonstration did: its run, how it compares with the truth, and the pictures it left."""
 
     run: RunSummary
+    alerts: AlertOutcome
     evaluation: Evaluation
+    alert_sources: Table  # the sources of all alerts, with what they truly are
     pictures: tuple[Path, ...]
     seconds: dict[str, float]  # by step
 
@@ -92,12 +102,19 @@ def run_demo(
                            n_science_visits=n_science_visits, seed=seed)  # fmt: skip
         _calibrate(survey, steps)
         _make_templates(survey, device, steps)
-        run = _process(survey, device, scheduler, steps)
+        run, alerts = _process(survey, device, scheduler, steps)
         with steps.step("compare with the truth", 1):
-            evaluation = evaluate_survey(survey, run)
-            pictures = save_pictures(survey, run, evaluation)
-    _tell(console, survey, run, evaluation, pictures, steps.seconds)
-    return DemoResult(run=run, evaluation=evaluation, pictures=pictures, seconds=steps.seconds)
+            packets = read_packets(survey)
+            result = DemoResult(
+                run=run,
+                alerts=alerts,
+                evaluation=evaluate_survey(survey, run),
+                alert_sources=add_truth(alert_sources(packets), read_table(survey.truth_path, "changes")),
+                pictures=save_pictures(survey, run, packets),
+                seconds=steps.seconds,
+            )
+    _tell(console, survey, result)
+    return result
 
 
 def evaluate_survey(survey: Survey, run: RunSummary) -> Evaluation:
@@ -107,12 +124,22 @@ def evaluate_survey(survey: Survey, run: RunSummary) -> Evaluation:
     return evaluate(sources, read_table(survey.truth_path, "changes"))
 
 
-def save_pictures(survey: Survey, run: RunSummary, evaluation: Evaluation) -> tuple[Path, ...]:
-    """Draw the triplets of the best detections, and the first product as a quick look."""
-    hosts = read_table(survey.truth_path, "transients")["host"]
-    triplets = [_triplet(survey, evaluation, row, hosts) for row in choose_best(evaluation)]
-    heading = "Nightstream: what was found in a simulated night"
-    pictures = [save_triplets(triplets, survey.output / "triplets.png", heading)]
+def read_packets(survey: Survey) -> list[dict]:
+    """Return the alerts that were sent, visit by visit, decoded."""
+    return [packet for path in sorted((_product_dir(survey) / "alerts").glob("visit=*.avro")) for packet in read_alert_file(path)]
+
+
+def alert_sources(packets: list[dict]) -> Table:
+    """Return where the alerts' sources are and what they were associated with; 0 for nothing."""
+    columns = {"visit": np.int64, "ra": float, "dec": float, "snr": float, "diaObjectId": np.int64, "ssObjectId": np.int64}
+    sources = [packet["diaSource"] for packet in packets]
+    return {snake_case(name): np.array([source[name] or 0 for source in sources], dtype) for name, dtype in columns.items()}
+
+
+def save_pictures(survey: Survey, run: RunSummary, packets: list[dict]) -> tuple[Path, ...]:
+    """Draw the best alerts, and the first product as a quick look."""
+    heading = "Nightstream: alerts of a simulated night"
+    pictures = [save_alert_page(choose_alerts(packets), survey.output / "alerts.png", heading)]
     first = next((path for _, _, path in _products(survey, run)), None)
     if first is not None:
         pictures.append(save_quicklook(first, survey.output / "quicklook.png"))
@@ -166,37 +193,32 @@ def _make_templates(survey: Survey, device: str, steps: _Steps) -> None:
             advance()
 
 
-def _process(survey: Survey, device: str, scheduler: SchedulerConfig, steps: _Steps) -> RunSummary:
-    """Stream the science visits through the executor."""
+def _process(survey: Survey, device: str, scheduler: SchedulerConfig, steps: _Steps) -> tuple[RunSummary, AlertOutcome]:
+    """Stream the science visits through the executor, and their alerts out."""
     setups = {detector: _worker_setup(survey, detector, device) for detector in survey.detectors}
     science = [visit for visit in survey.visits if visit.role == "science"]
     visits = [Visit(v.id, {d: str(survey.raw_path(v, d)) for d in survey.detectors}) for v in science]
+    shutil.rmtree(_product_dir(survey), ignore_errors=True)  # of an earlier demonstration, whose alerts are sent already
+    config = AlertsConfig(ephemerides=survey.ephemerides_path)
     with steps.step("process science visits", len(science) * len(survey.detectors)) as advance:
         executor = make_executor(scheduler)
         workers = place_setups(setups, min(scheduler.actors or executor.slots(), len(setups)))
-        hooks = RunHooks(
-            on_report=advance,
-            write_master=lambda visit, reports: write_visit_master(_product_dir(survey), visit, reports),
-        )
-        return run_visits(visits, workers, executor, scheduler.policy(), hooks)
+        with AlertStream(survey.camera, _product_dir(survey), engine_config(survey.camera), config) as alerts:
+
+            def on_end(visit: int, reports: list[DetectorReport]) -> None:
+                write_visit_master(_product_dir(survey), visit, reports)
+                alerts.ended(visit, reports)
+
+            hooks = RunHooks(on_report=advance, write_master=on_end)
+            run = run_visits(alerts.arriving(visits), workers, executor, scheduler.policy(), hooks)
+    return run, alerts.outcome
 
 
 def _worker_setup(survey: Survey, detector: int, device: str) -> WorkerSetup:
     return WorkerSetup(
         camera=survey.camera.name, detector=detector, output_dir=str(_product_dir(survey)), device=device,
         calibration_dir=str(_calibration_dir(survey)), template_dir=str(_template_dir(survey)),
-        forced_positions=str(survey.positions_path),
     )  # fmt: skip
-
-
-def _triplet(survey: Survey, evaluation: Evaluation, row: int, hosts: np.ndarray) -> Triplet:
-    change, source = evaluation.changes, evaluation.changes["source"][row]
-    visit, detector = int(change["visit"][row]), int(change["detector"][row])
-    products = read_detector_products(product_path(_product_dir(survey), visit, detector))
-    template = read_template(_template_dir(survey), BAND, detector)
-    x, y = evaluation.sources["x"][source], evaluation.sources["y"][source]
-    title, caption = describe(evaluation, row, hosts)
-    return make_triplet(products.visit_image, products.difference, template, x, y, title=title, caption=caption)
 
 
 def _products(survey: Survey, run: RunSummary) -> Iterator[tuple[int, int, Path]]:
@@ -207,16 +229,21 @@ def _products(survey: Survey, run: RunSummary) -> Iterator[tuple[int, int, Path]
                 yield visit.visit, frame.detector, product_path(_product_dir(survey), visit.visit, frame.detector)
 
 
-def _tell(console: Console, survey: Survey, run: RunSummary, evaluation: Evaluation, pictures, seconds) -> None:
+def _tell(console: Console, survey: Survey, result: DemoResult) -> None:
+    run, evaluation, seconds = result.run, result.evaluation, result.seconds
     scores = {visit.visit: evaluation.score(visit.visit) for visit in run.visits}
     console.print(visit_table(sorted(run.visits, key=lambda visit: visit.visit), scores))
     console.print(accuracy_table(evaluation))
+    console.print(alerts_table(of_outcome(result.alerts)))
+    console.print(association_table(result.alert_sources, read_table(survey.truth_path, "asteroids")))
     for visit in run.visits:
         for frame in visit.failed:
             console.print(f"[red]failed:[/red] {frame.error}")
+    for visit, message in result.alerts.failed.items():
+        console.print(f"[red]visit {visit} was not stored:[/red] {message}")
     took = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     console.print(f"Took {sum(seconds.values()):.0f} s: {took}.")
-    console.print(f"Products: {_product_dir(survey)}; pictures: {', '.join(str(path) for path in pictures)}")
+    console.print(f"Products and alerts: {_product_dir(survey)}; pictures: {', '.join(str(path) for path in result.pictures)}")
 
 
 def _progress(console: Console) -> Progress:

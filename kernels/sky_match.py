@@ -13,7 +13,7 @@ import numpy as np
 from nightstream.errors import InputError
 from nightstream.kernels.sky_frames import ARCSEC_PER_RADIAN, tangent_basis
 
-MAX_RADIUS_ARCSEC = 3600.0
+MIN_RADIUS_ARCSEC, MAX_RADIUS_ARCSEC = 0.05, 3600.0  # the least for which cubes have numbers of their own
 FILTER_BITS = 22  # of the table that says which cells may hold anything: 4 MB, which stays in the cache
 
 
@@ -29,11 +29,11 @@ def sky_pairs(first: np.ndarray, second: np.ndarray, radius_arcsec: float) -> Sk
     """Return all pairs of a direction of ``first`` and one of ``second`` at most ``radius_arcsec`` apart.
 
     Both are (n, 3) float64 unit vectors; rows with NaN match nothing. Quick where ``first`` is the short list: space is
-    cut into cubes of side twice the radius, each row of ``first`` is entered into the 1 to 8 cubes that its ball may
-    touch, and each row of ``second`` looks into its own. Raises InputError on a radius not in (0, 3600].
+    cut into cubes of side four times the radius, each row of ``first`` is entered into the 1 to 8 cubes that its ball may
+    touch, and each row of ``second`` looks into its own. Raises InputError on a radius not in 0.05..3600.
     """
-    if not 0 < radius_arcsec <= MAX_RADIUS_ARCSEC:
-        raise InputError(f"radius must be in (0, {MAX_RADIUS_ARCSEC:.0f}] arcsec, got {radius_arcsec}")
+    if not MIN_RADIUS_ARCSEC <= radius_arcsec <= MAX_RADIUS_ARCSEC:
+        raise InputError(f"radius must be in {MIN_RADIUS_ARCSEC}..{MAX_RADIUS_ARCSEC:.0f} arcsec, got {radius_arcsec}")
     reach = 2.0 * np.sin(0.5 * radius_arcsec / ARCSEC_PER_RADIAN)
     cell, owner = _entered_cells(first, reach)
     seekers, sought = _looking(second, reach, cell)
@@ -75,11 +75,11 @@ def _looking(vectors, reach, cell):
 
 def _cube(vectors, reach):
     """Return (n, 3) int64 counted from 0; NaN lands anywhere, and is left out by the caller."""
-    return (np.nan_to_num((vectors + 1.001) / (2.0 * reach))).astype(np.int64)
+    return np.nan_to_num((vectors + 1.001) / (4.0 * reach)).astype(np.int64)
 
 
 def _cell_number(cube):
-    """Return (n,) int64: 21 bits an axis are enough for a radius of 0.1 arcsec; below that cubes share numbers, harmlessly."""
+    """Return (n,) int64, one a cube: 21 bits an axis are enough from `MIN_RADIUS_ARCSEC` on."""
     return (cube[:, 0] << 42) ^ (cube[:, 1] << 21) ^ cube[:, 2]
 
 

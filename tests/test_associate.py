@@ -111,8 +111,8 @@ def test_types_of_the_result():
 
 @pytest.mark.parametrize("broken", [np.nan, 0.0, -1.0, None])
 def test_missing_errors_have_a_fallback(broken):
-    """Errors that are missing stand for 0.2 arcsec each: 0.6 arcsec apart still match."""
-    sources, objects = make_sources([0.6]), make_objects([0.0])
+    """Errors that are missing stand for 0.2 arcsec each, and no covariance is believed: 0.6 arcsec apart still match."""
+    sources, objects = (make([at], ra_dec_cov=1.0) for make, at in ((make_sources, 0.6), (make_objects, 0.0)))
     for table in (sources, objects):
         for name in ("ra_err", "dec_err"):
             table.pop(name) if broken is None else table[name].fill(broken)

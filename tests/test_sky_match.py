@@ -61,7 +61,7 @@ def test_nothing_to_match(n, m):
     assert len(sky_pairs(np.ones((n, 3)), np.ones((m, 3)), 1.0).first) == 0
 
 
-@pytest.mark.parametrize("radius", [0.0, -1.0, 4000.0, np.nan])
+@pytest.mark.parametrize("radius", [0.0, 0.01, -1.0, 4000.0, np.nan])
 def test_a_radius_out_of_range_is_refused(radius):
     """The radius must be positive and small."""
     with pytest.raises(InputError, match="radius"):

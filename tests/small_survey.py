@@ -39,6 +39,10 @@ class SmallSurvey:
         return self.root / "positions.h5"
 
     @property
+    def ephemerides(self) -> Path:
+        return self.root / "ephemerides.h5"
+
+    @property
     def science(self) -> Path:
         """Folder of the science raws."""
         return self.root / "raw" / "science"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from rich.console import Console
 
 from nightstream.report.alerts import (
+    VisitAlerts,
     accuracy_table,
     add_truth,
     alerts_table,
     count_kinds,
     latency_quantiles,
+    of_outcome,
     score_association,
     score_solar_system,
-    visit_alerts,
 )
 
 ASTEROIDS = {"id": np.array([0, 1, 2]), "ss_object_id": np.array([1001, 1002, 0])}
@@ -26,13 +29,11 @@ def printed(table) -> str:
     return console.export_text()
 
 
-def alerts(**columns) -> dict:
-    """Rows of the alert table: sources 10, 11, ... of visit 1, read out at 61000 and not sent, unless told otherwise."""
-    count = len(next(iter(columns.values())))
-    table = {"dia_source_id": 10 + np.arange(count), "visit": np.ones(count, int), "ss_object_id": np.zeros(count, int)}
-    table |= {"dia_object_id": np.ones(count, int), "readout_mjd_tai": np.full(count, 61000.0)}
-    table |= {"sent_mjd_tai": np.full(count, np.nan)}
-    return table | {name: np.asarray(values) for name, values in columns.items()}
+def of_visit(number, latencies_s=(), **counts) -> VisitAlerts:
+    """The alerts of a visit: three, of which none is special, unless told otherwise."""
+    return VisitAlerts(
+        visit=number, latencies_s=np.array(latencies_s), **{"n_alerts": 3, "n_new_objects": 0, "n_solar_system": 0} | counts
+    )
 
 
 def changes(**columns) -> dict:
@@ -51,22 +52,15 @@ def judged(kind, true_id, dia_object_id, ss_object_id=None) -> dict:
     return table | {"ss_object_id": none if ss_object_id is None else np.array(ss_object_id)}
 
 
-def test_alerts_are_counted_visit_by_visit():
-    """New objects have their first source's number; an alert that was not sent has no latency."""
-    table = alerts(
-        visit=[2, 1, 1, 1], dia_object_id=[10, 11, 5, 0], ss_object_id=[0, 0, 0, 1001],
-        sent_mjd_tai=61000.0 + np.array([3.0, 1.0, np.nan, 2.0]) / 86400,
-    )  # fmt: skip
-    first, second = visit_alerts(table)
-    assert (first.visit, first.n_alerts, first.n_new_objects, first.n_solar_system) == (1, 3, 1, 1)
-    assert (second.visit, second.n_alerts, second.n_new_objects, second.n_solar_system) == (2, 1, 1, 0)
-    np.testing.assert_allclose(first.latencies_s, [1.0, 2.0], atol=1e-5)  # eps of an MJD is 1e-6 s
-    np.testing.assert_allclose(second.latencies_s, [3.0], atol=1e-5)
+def test_numbers_of_a_run_come_in_the_order_of_publication():
+    """Each visit with its own latencies."""
+    published = [SimpleNamespace(visit=visit, n_alerts=visit, n_new_objects=1, n_solar_system=0) for visit in (9, 8)]
+    outcome = SimpleNamespace(visits=published, latencies_s={8: np.array([8.0]), 9: np.array([9.0])})
+    assert [(visit.visit, visit.n_alerts, visit.latencies_s[0]) for visit in of_outcome(outcome)] == [(9, 9, 9.0), (8, 8, 8.0)]
 
 
 def test_no_alerts_are_no_visits():
-    """An empty table has no rows, and its picture only a heading."""
-    assert visit_alerts({name: column[:0] for name, column in alerts(visit=[1]).items()}) == []
+    """The table of nothing is its heading."""
     assert "new objects" in printed(alerts_table([]))
 
 
@@ -80,13 +74,12 @@ def test_late_quantile_was_measured_and_holds_for_98_percent():
 
 def test_alerts_table_has_a_row_a_visit_and_one_for_all():
     """Latencies to a hundredth of a second; a dash where nothing was sent."""
-    sent = 61000.0 + np.array([1.0, 2.0, np.nan]) / 86400
-    text = printed(alerts_table(visit_alerts(alerts(visit=[7, 7, 8], sent_mjd_tai=sent))))
+    text = printed(alerts_table([of_visit(7, [1.0, 2.0], n_new_objects=1), of_visit(8, n_solar_system=2)]))
     rows = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in text.splitlines() if line.startswith("│")]
     assert rows == [
-        ["7", "2", "0", "0", "1.50", "2.00", "2.00"],
-        ["8", "1", "0", "0", "-", "-", "-"],
-        ["all", "3", "0", "0", "1.50", "2.00", "2.00"],
+        ["7", "3", "1", "0", "1.50", "2.00", "2.00"],
+        ["8", "3", "0", "2", "-", "-", "-"],
+        ["all", "6", "1", "2", "1.50", "2.00", "2.00"],
     ]
 
 

@@ -23,7 +23,6 @@ TRAIL_RADIUS_ARCSEC = 2.0  # an asteroid's peak may lie anywhere on its trail
 FALSE = "false"
 KINDS = ("transient", "variable", "asteroid", FALSE)
 FIXED = ("transient", "variable")  # kinds that stay where they are
-SECONDS_PER_DAY = 86400.0
 
 Identity = tuple[str, int]  # kind and true_id
 
@@ -76,29 +75,6 @@ def of_outcome(outcome: AlertOutcome) -> list[VisitAlerts]:
         )
         for done in outcome.visits
     ]
-
-
-def visit_alerts(alerts: Table) -> list[VisitAlerts]:
-    """Return the numbers of each visit, in order, from rows of the alert table.
-
-    A DIAObject has the number of its first DIASource, which is how a new one is known; an alert with sent_mjd_tai NaN was not
-    sent yet.
-    """
-    latency = SECONDS_PER_DAY * (alerts["sent_mjd_tai"] - alerts["readout_mjd_tai"])
-    is_new, has_orbit = alerts["dia_object_id"] == alerts["dia_source_id"], alerts["ss_object_id"] != 0
-    numbers = []
-    for visit in np.unique(alerts["visit"]):
-        here = alerts["visit"] == visit
-        numbers.append(
-            VisitAlerts(
-                visit=int(visit),
-                n_alerts=int(here.sum()),
-                n_new_objects=int((here & is_new).sum()),
-                n_solar_system=int((here & has_orbit).sum()),
-                latencies_s=latency[here & np.isfinite(latency)],
-            )
-        )
-    return numbers
 
 
 def latency_quantiles(latencies_s: Array) -> tuple[float, float, float]:

@@ -1,6 +1,7 @@
 """Alerts in files and on the wire: Avro object container files with a known place for every packet, Confluent's header.
 
-Each packet is a block of its own and is not compressed, so that its bytes can be read, and sent, from the middle of a file.
+Each packet is a block of its own, deflated by itself, so that it can be read, and sent, from the middle of a file. Stamps are
+half zeros and padding: deflated packets take a third of the disk, and with ISA-L (the ``fast`` extra) little time.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -26,11 +28,12 @@ from nightstream.io.avro_schema import alert_schema, schema_id
 _MAGIC = b"Obj\x01"
 _WIRE = struct.Struct(">bi")  # 0, number of the schema
 _BUFFER_BYTES = 1 << 20
+_LEVEL = 1  # of compression
 FLUSH_BYTES = 32 << 20
 
 
 class Places(NamedTuple):
-    """Where the packets' bodies are in a file: packet ``i`` is the ``length[i]`` bytes from ``offset[i]`` on."""
+    """Where the packets are in a file: packet ``i`` is deflated in the ``length[i]`` bytes from ``offset[i]`` on."""
 
     offset: np.ndarray  # (n,) int64
     length: np.ndarray  # (n,) int64
@@ -45,13 +48,13 @@ def write_alert_file(
     is in memory at a time. Raises InputError when there are more or fewer bodies than ids, and FileError when the file
     cannot be written; errors from ``bodies`` pass through. Either way nothing is left behind.
     """
-    lengths, ends = [], []
+    lengths, ends, deflate = [], [], _deflate()
     sync = hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=16).digest()
     with complete_or_absent(path, visit=visit) as temporary, _early_file(temporary) as file:
         position = file.write(_header(version, sync))
-        for body in bodies:
-            position += file.write(_block_start(len(body))) + file.write(body)
-            lengths.append(len(body))
+        for data in map(deflate, bodies):
+            position += file.write(_block_start(len(data))) + file.write(data)
+            lengths.append(len(data))
             ends.append(position)
             position += file.write(sync)
         if len(lengths) != len(ids):
@@ -75,16 +78,19 @@ def read_alert_file(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def read_body(path: str | Path, offset: int, length: int) -> bytes:
-    """Return one packet's body from its place in a file. Raises FileError when the file is missing or ends before."""
+    """Return one packet's body from its place in a file. Raises FileError when there is no packet, whole, at that place."""
     try:
         with open(path, "rb") as file:
             file.seek(offset)
-            body = file.read(length)
+            data = file.read(length)
     except OSError as error:
         raise FileError(f"could not read an alert: {error.strerror or error}", path=str(path)) from error
-    if len(body) != length:
-        raise FileError(f"got {len(body)} bytes at {offset}, wanted {length}", path=str(path))
-    return body
+    if len(data) != length:
+        raise FileError(f"got {len(data)} bytes at {offset}, wanted {length}", path=str(path))
+    try:
+        return zlib.decompress(data, wbits=-zlib.MAX_WBITS)
+    except zlib.error as error:
+        raise FileError(f"not an alert at {offset}: {error}", path=str(path)) from error
 
 
 def decode_body(body: bytes, version: str) -> dict[str, Any]:
@@ -151,6 +157,20 @@ def _as_alert(record: Any) -> dict[str, Any]:
     return record
 
 
+def _deflate() -> Callable[[bytes], bytes]:
+    """What deflates one packet, without header and checksum, as Avro's codec wants it."""
+    try:
+        from isal import isal_zlib as library
+    except ImportError:
+        library = zlib
+
+    def deflate(body: bytes) -> bytes:
+        packer = library.compressobj(_LEVEL, wbits=-zlib.MAX_WBITS)
+        return packer.compress(body) + packer.flush()
+
+    return deflate
+
+
 @cache
 def _parsed_schema(version: str) -> Any:
     import fastavro
@@ -159,7 +179,7 @@ def _parsed_schema(version: str) -> Any:
 
 
 def _header(version: str, sync: bytes) -> bytes:
-    entries = {"avro.codec": b"null", "avro.schema": json.dumps(alert_schema(version)).encode()}
+    entries = {"avro.codec": b"deflate", "avro.schema": json.dumps(alert_schema(version)).encode()}
     metadata = b"".join(_sized(name.encode()) + _sized(value) for name, value in entries.items())
     return _MAGIC + zigzag(len(entries)) + metadata + zigzag(0) + sync
 

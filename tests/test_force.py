@@ -1,5 +1,6 @@
 """Forced photometry: fluxes at given places, found or not."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -139,3 +140,28 @@ def test_rows_at_sources_name_the_source(target):
     np.testing.assert_array_equal(table["dia_source_id"], [0, 0, 0, 11, 12])
     np.testing.assert_array_equal(table["psf_flux"][:2], table["psf_flux"][3:])
     assert len(join_positions(None)["ra"]) == 0
+
+
+def test_memory_is_that_of_the_result():
+    """Ten times the positions need ten times the table, but no more room to measure them in."""
+    star = np.array([30.0]), np.array([30.0]), np.array([1e4])
+    images = epochs(NumpyTarget, np.random.default_rng(81), (60, 60), star, star)
+    room = []
+    for n in (1000, 1000, 10_000):  # the first run compiles
+        rng = np.random.default_rng(82)
+        at = positions(NumpyTarget, images.science.wcs, *rng.uniform(0, 59, (2, n)))
+        tracemalloc.start()
+        table = force_photometry(images.science, images.difference, at, ForceConfig(chunk_positions=500))
+        held, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        room.append(peak - held)
+        assert len(table["ra"]) == n
+    row = sum(column.itemsize for column in table.values())
+    # Beyond the table: the pieces before they are joined (a few columns), and positions and their trigonometry.
+    assert room[2] - room[1] < 9000 * 3 * row
+
+
+class NumpyTarget:
+    """NumPy arrays, for what is not about the target."""
+
+    array = staticmethod(np.asarray)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 TABLES = ("alert", "diaSource", "diaObject", "ssSource")
 MAX_CHARACTERS = 10_000
 MAX_TABLES = 6  # in one filter, however often the same one
+MAX_STARS = 6  # each stands for all columns, and in nested SELECTs for all of all: seconds that nothing can interrupt
 MAX_DEPTH = 200  # of the tree; far below what exhausts the parser of the database
 
 # Nodes of sqlglot's tree. What takes memory or time out of proportion to the rows stays out: repeat, lpad, range, lists,
@@ -59,7 +60,8 @@ def guard(text: str) -> GuardedSql:
     """Return the one SELECT that ``text`` holds, checked and written anew, without its comments.
 
     Raises InputError, with the reason, for anything but one SELECT of the tables `TABLES` with allowed clauses and
-    functions, of at most `MAX_CHARACTERS` characters, `MAX_TABLES` tables and `MAX_DEPTH` levels.
+    functions, of at most `MAX_CHARACTERS` characters, `MAX_TABLES` tables, `MAX_STARS` stars and `MAX_DEPTH`
+    levels.
     """
     if len(text) > MAX_CHARACTERS:
         raise InputError(f"a filter may have {MAX_CHARACTERS} characters, got {len(text)}")
@@ -106,12 +108,13 @@ def _check_statement(words: list[str], kinds: list[str]) -> None:
 
 
 def _check_nodes(tree: Expression) -> None:
-    """Every node allowed, tables known and few, the tree not too deep."""
-    n_tables, level = 0, [tree]
+    """Every node allowed, tables known and few, few stars, the tree not too deep."""
+    n_tables, n_stars, level = 0, 0, [tree]
     for _ in range(MAX_DEPTH):
         for node in level:
             _check_node(node)
             n_tables += type(node).__name__ == "Table"
+            n_stars += type(node).__name__ == "Star"
         level = [child for node in level for child in node.iter_expressions()]
         if not level:
             break
@@ -119,6 +122,8 @@ def _check_nodes(tree: Expression) -> None:
         raise InputError("too deeply nested")
     if n_tables > MAX_TABLES:
         raise InputError(f"a filter may name {MAX_TABLES} tables, got {n_tables}")
+    if n_stars > MAX_STARS:
+        raise InputError(f"a filter may have {MAX_STARS} stars (*), got {n_stars}")
 
 
 def _check_node(node: Expression) -> None:

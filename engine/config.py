@@ -154,7 +154,7 @@ class CutoutConfig(Section):
 class AssociateConfig(Section):
     """Which DIASource belongs to which object."""
 
-    radius_arcsec: float = Field(1.0, gt=0, le=60)  # arcsec; farther pairs are never matched
+    radius_arcsec: float = Field(1.0, ge=0.05, le=60)  # arcsec; farther pairs are never matched
     # arcsec, in quadrature with the errors of every pair: how well two visits' frames agree at best.
     position_floor_arcsec: float = Field(0.05, gt=0)
     missing_error_arcsec: float = Field(0.2, gt=0)  # arcsec; stands for a position's error where the table has none

@@ -17,6 +17,7 @@ from nightstream.kernels.sky_frames import ARCSEC_PER_RADIAN, sky_from_vectors, 
 from nightstream.kernels.sky_match import gaussian_cost, sky_pairs, turned_covariance
 
 DAYS_PER_YEAR = 365.25
+ERRORS = ("ra_err", "dec_err", "ra_dec_cov")
 MAX_CORRELATION = 0.99  # of ra and dec: a table's rounding must not make a covariance singular
 
 
@@ -27,16 +28,25 @@ class Positions:
     ra: np.ndarray  # deg, of the catalogue: the errors are along its east and north
     dec: np.ndarray  # deg
     vectors: np.ndarray  # (n, 3) unit vectors: where it is now, which is off ra, dec by its proper motion
-    variance: Table  # arcsec^2: "east", "north", "mixed", each (n,), positive definite
+    errors: Table  # ra_err, dec_err (deg), ra_dec_cov (deg^2) as far as the catalogue has them
+    missing_error_arcsec: float  # stands for an error that is missing, NaN or not positive
+    growth: np.ndarray  # (n, 2) arcsec^2 that time has added to the variances of east and north
 
     def take(self, rows: np.ndarray) -> Positions:
         """Return the given rows."""
-        variance = {name: values[rows] for name, values in self.variance.items()}
-        return Positions(ra=self.ra[rows], dec=self.dec[rows], vectors=self.vectors[rows], variance=variance)
+        arrays = {name: getattr(self, name)[rows] for name in ("ra", "dec", "vectors", "growth")}
+        return replace(self, errors=select(self.errors, rows), **arrays)
 
     def covariance(self, rows: np.ndarray) -> np.ndarray:
-        """Return (k, 3) arcsec^2 of east, north and mixed, along the axes of each row's own position."""
-        return np.stack([self.variance[name][rows] for name in ("east", "north", "mixed")], axis=-1)
+        """Return (k, 3) arcsec^2 of east, north and mixed, positive definite, along the axes of each row's own position."""
+        table = {"rows": rows} | select(self.errors, rows)
+        error = 3600.0 * np.stack([float_column(table, name) for name in ("ra_err", "dec_err")])
+        is_missing = ~((error > 0) & np.isfinite(error))
+        sigma = np.where(is_missing, self.missing_error_arcsec, error)
+        mixed = 3600.0**2 * np.nan_to_num(float_column(table, "ra_dec_cov"))
+        most = MAX_CORRELATION * sigma[0] * sigma[1]
+        mixed = np.where(is_missing.any(axis=0), 0.0, np.clip(mixed, -most, most))
+        return np.stack([*(sigma**2 + self.growth[rows].T), mixed], axis=-1)
 
 
 class Candidates(NamedTuple):
@@ -56,12 +66,16 @@ def float_column(table: Table, name: str, *, fill: float = np.nan) -> np.ndarray
 
 
 def positions_of(table: Table, config: AssociateConfig) -> Positions:
-    """Return the positions of a table with ra, dec and, where known, ra_err, dec_err, ra_dec_cov (deg, deg^2).
-
-    An error that is missing, NaN or not positive becomes ``config.missing_error_arcsec``.
-    """
+    """Return the positions of a table with ra, dec and, where known, ra_err, dec_err, ra_dec_cov (deg, deg^2)."""
     ra, dec = float_column(table, "ra"), float_column(table, "dec")
-    return Positions(ra=ra, dec=dec, vectors=unit_vectors(ra, dec), variance=_variance(table, config))
+    return Positions(
+        ra=ra,
+        dec=dec,
+        vectors=unit_vectors(ra, dec),
+        errors={name: table[name] for name in ERRORS if name in table},
+        missing_error_arcsec=config.missing_error_arcsec,
+        growth=np.zeros((len(ra), 2)),
+    )
 
 
 def object_positions(table: Table, mjd_tai: float, config: AssociateConfig) -> Positions:
@@ -71,22 +85,23 @@ def object_positions(table: Table, mjd_tai: float, config: AssociateConfig) -> P
     not used: a few points a day apart would throw an object across the field. Used ones widen the errors with time.
     """
     at = positions_of(table, config)
-    if "pm_ra" not in table or "pm_dec" not in table:
+    if not (np.isfinite(mjd_tai) and all(name in table for name in ("pm_ra", "pm_dec", "radec_mjd_tai"))):
         return at
-    motion = np.stack([float_column(table, name) for name in ("pm_ra", "pm_dec")], axis=-1) / 1000.0
-    error = np.stack([float_column(table, f"{name}_err", fill=0.0) for name in ("pm_ra", "pm_dec")], axis=-1) / 1000.0
-    years = (mjd_tai - float_column(table, "radec_mjd_tai")) / DAYS_PER_YEAR
+    rows = np.flatnonzero(np.isfinite(table["pm_ra"]) & np.isfinite(table["pm_dec"]) & np.isfinite(table["radec_mjd_tai"]))
+    part = select(table, rows)
+    motion, error = (
+        np.stack([float_column(part, name + suffix, fill=0.0) for name in ("pm_ra", "pm_dec")], axis=-1) / 1000.0
+        for suffix in ("", "_err")
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
-        significant = (motion**2 / error**2).sum(axis=1) >= config.proper_motion_snr**2
-    rows = np.flatnonzero(significant & np.isfinite(years))
-    vectors = at.vectors.copy()
+        is_significant = (motion**2 / error**2).sum(axis=1) >= config.proper_motion_snr**2
+    rows, motion, error = rows[is_significant], motion[is_significant], error[is_significant]
+    years = (mjd_tai - float_column(part, "radec_mjd_tai")[is_significant])[:, None] / DAYS_PER_YEAR
     east, north = tangent_basis(at.ra[rows], at.dec[rows])
-    shift = motion[rows] * years[rows, None] / ARCSEC_PER_RADIAN
-    vectors[rows] = normalised(vectors[rows] + shift[:, :1] * east + shift[:, 1:] * north)
-    widened = {name: values.copy() for name, values in at.variance.items()}
-    for name, more in zip(("east", "north"), (error[rows] * years[rows, None]).T, strict=True):
-        widened[name][rows] += more**2
-    return replace(at, vectors=vectors, variance=widened)
+    shift = motion * years / ARCSEC_PER_RADIAN
+    at.vectors[rows] = normalised(at.vectors[rows] + shift[:, :1] * east + shift[:, 1:] * north)
+    at.growth[rows] = (error * years) ** 2
+    return at
 
 
 def predicted_positions(objects: Table, mjd_tai: float, config: AssociateConfig) -> Table:
@@ -131,19 +146,9 @@ def unique_ids(table: Table, name: str) -> np.ndarray:
     if name not in table:
         raise InputError(f"got columns {', '.join(table)}, wanted {name} too")
     ids = np.asarray(table[name], dtype=np.int64)
+    if (np.diff(ids) > 0).all():  # as databases give them
+        return ids
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
         raise InputError(f"{name} must be unique, got {values[counts > 1][0]} {counts.max()} times")
     return ids
-
-
-def _variance(table: Table, config: AssociateConfig) -> Table:
-    sigma, is_missing = [], []
-    for name in ("ra_err", "dec_err"):
-        error = float_column(table, name) * 3600.0
-        is_missing.append(~(error > 0) | ~np.isfinite(error))
-        sigma.append(np.where(is_missing[-1], config.missing_error_arcsec, error))
-    mixed = np.nan_to_num(float_column(table, "ra_dec_cov")) * 3600.0**2
-    mixed[is_missing[0] | is_missing[1]] = 0.0
-    most = MAX_CORRELATION * sigma[0] * sigma[1]
-    return {"east": sigma[0] ** 2, "north": sigma[1] ** 2, "mixed": np.clip(mixed, -most, most)}

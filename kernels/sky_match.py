@@ -69,13 +69,15 @@ def _looking(vectors, reach, cell):
     number = _cell_number(_cube(vectors, reach))
     is_known = np.zeros(1 << FILTER_BITS, dtype=bool)
     is_known[_hash(cell)] = True
-    rows = np.flatnonzero(is_known[_hash(number)] & np.isfinite(vectors).all(axis=1))
+    rows = np.flatnonzero(is_known[_hash(number)])
+    rows = rows[np.isfinite(vectors[rows]).all(axis=1)]
     return rows, number[rows]
 
 
 def _cube(vectors, reach):
     """Return (n, 3) int64 counted from 0; NaN lands anywhere, and is left out by the caller."""
-    return np.nan_to_num((vectors + 1.001) / (4.0 * reach)).astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        return ((vectors + 1.001) / (4.0 * reach)).astype(np.int64)
 
 
 def _cell_number(cube):

@@ -36,7 +36,15 @@ from nightstream.io.database_tables import (
     fingerprint,
     selected,
 )
-from nightstream.io.sky_cells import cells_of, cover, cover_all, inside_polygon
+from nightstream.io.sky_cells import (
+    cells_of,
+    cover,
+    fill_gaps,
+    inside_polygon,
+    is_in_ranges,
+    merge_ranges,
+    rows_in_ranges,
+)
 from nightstream.io.store import Session, Store
 
 DAYS_OF_HISTORY = 365.25
@@ -160,15 +168,17 @@ class PromptDatabase:
         wanted = LAST_OBJECTS.columns(columns)
         chosen = [LAST_OBJECTS.schema.by_name[name] for name in ("dia_object_id", "ra", "dec", "cell")]
         chosen += [column for column in wanted if column not in chosen]
-        ranges = cover_all(polygons, padding_arcsec, most=MOST_RANGES)
-        if len(ranges) == 0:
-            ranges = np.array([[-1, -1]])
+        covers = [cover(polygon, padding_arcsec) for polygon in polygons]
+        ranges = merge_ranges(np.concatenate([part for parts in covers for part in parts] or [np.array([[-1, -1]])]))
+        ranges = fill_gaps(ranges, MOST_RANGES)
         where = " OR ".join(['"cell" BETWEEN %s AND %s'] * len(ranges))
         sql = f'WHERE ({where}) AND "lastDiaSourceMjdTai" >= %s'
         with self._store.transaction() as session:
             table = _read(session, LAST_OBJECTS, sql, [*ranges.ravel().tolist(), since], chosen)
-        rows = np.flatnonzero(_in_any(table, polygons, padding_arcsec))
-        rows = rows[np.argsort(table["dia_object_id"][rows], kind="stable")]
+        rows = np.flatnonzero(_in_any(table, polygons, covers, padding_arcsec))
+        ids = table["dia_object_id"][rows]
+        if (ids[1:] < ids[:-1]).any():
+            rows = rows[np.argsort(ids)]
         return {column.name: table[column.name][rows] for column in wanted}
 
     def dia_objects(self, ids: Array) -> Table:
@@ -292,7 +302,7 @@ class PromptDatabase:
         order = np.argsort(cells, kind="stable")
         pairs = [(np.empty(0, np.int64), np.empty(0, np.int64))]
         for row in np.flatnonzero(np.isfinite(corners).all(axis=(1, 2))):
-            near = order[_rows_in(cells[order], cover(corners[row]))]
+            near = order[rows_in_ranges(cells[order], merge_ranges(np.concatenate(cover(corners[row]))))]
             inside = near[inside_polygon(np.asarray(ra)[near], np.asarray(dec)[near], corners[row])]
             pairs.append((inside, np.full(len(inside), row, np.int64)))
         position, row = (np.concatenate(part) for part in zip(*pairs, strict=True))
@@ -366,21 +376,16 @@ def _read_by_object(
     return {column.name: rows[column.name][order] for column in wanted}
 
 
-def _in_any(table: Table, polygons: Sequence[Array], padding_arcsec: float) -> Array:
-    """Which rows lie in any of the polygons. Each looks only at the rows in its own cells."""
-    order = np.argsort(table["cell"], kind="stable")
-    cells, found = table["cell"][order], np.zeros(len(order), bool)
-    for polygon in polygons:
-        rows = order[_rows_in(cells, cover(polygon, padding_arcsec))]
+def _in_any(table: Table, polygons: Sequence[Array], covers: Sequence[tuple[Array, Array]], padding_arcsec: float) -> Array:
+    """Which rows lie in any of the polygons. Positions are looked at only in the cells on a border."""
+    cells = table["cell"]
+    found = is_in_ranges(cells, merge_ranges(np.concatenate([inside for inside, _ in covers] or [np.empty((0, 2), int)])))
+    order = np.flatnonzero(~found)
+    order = order[np.argsort(cells[order], kind="stable")]
+    for polygon, (_, border) in zip(polygons, covers, strict=True):
+        rows = order[rows_in_ranges(cells[order], border)]
         found[rows[inside_polygon(table["ra"][rows], table["dec"][rows], polygon, padding_arcsec)]] = True
     return found
-
-
-def _rows_in(sorted_cells: Array, ranges: Array) -> Array:
-    """Indices of the sorted cells that are in any of the sorted ranges."""
-    starts = np.searchsorted(sorted_cells, ranges[:, 0], side="left")
-    ends = np.searchsorted(sorted_cells, ranges[:, 1], side="right")
-    return np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)] or [np.empty(0, np.int64)])
 
 
 def _ids(ids: Array) -> Array:

@@ -7,8 +7,6 @@ consecutive cells of the next level. Poles and the wrap of right ascension are n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from nightstream.errors import InputError
@@ -88,32 +86,43 @@ def inside_polygon(ra: np.ndarray, dec: np.ndarray, polygon: np.ndarray, padding
     return (depth >= -np.sin(padding_arcsec * ARCSEC)).all(axis=0)
 
 
-def cover(polygon: np.ndarray, padding_arcsec: float = 0.0, level: int = LEVEL) -> np.ndarray:
-    """Return (m, 2) sorted ranges [first, last] of the cells that may touch a convex polygon (deg) and its padding."""
+def cover(polygon: np.ndarray, padding_arcsec: float = 0.0, level: int = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+    """Return sorted ranges (m, 2) [first, last] of the cells within a convex polygon (deg) and its padding, and on its border.
+
+    No other cell touches the polygon or its padding; some on the border may not either.
+    """
     normals, padding = edge_normals(polygon), padding_arcsec * ARCSEC
-    cells, ranges = np.arange(6, dtype=np.int64), []
+    cells, inside = np.arange(6, dtype=np.int64), []
     for depth_level in range(level + 1):
         vectors, radius = cell_centres(cells, depth_level)
-        depth = np.arcsin(np.clip(normals @ vectors.T, -1, 1)).min(axis=0)
-        shift = 2 * (level - depth_level)
+        depth = np.arcsin(np.clip(normals @ vectors.T, -1, 1)).min(axis=0) + padding
         whole = depth >= radius
-        kept = depth >= -(radius + padding)
-        done = kept if depth_level == level else whole
-        first = cells[done] << shift
-        ranges.append(np.stack([first, first + (1 << shift) - 1], axis=-1))
-        cells = (4 * cells[kept & ~whole, None] + np.arange(4)).ravel()
-    return merge_ranges(np.concatenate(ranges))
+        inside.append(_descendants(cells[whole], level - depth_level))
+        border = cells[(depth >= -radius) & ~whole]
+        cells = (4 * border[:, None] + np.arange(4)).ravel()
+    return merge_ranges(np.concatenate(inside)), merge_ranges(np.stack([border, border], axis=-1))
 
 
-def cover_all(polygons: Sequence[np.ndarray], padding_arcsec: float = 0.0, most: int | None = None) -> np.ndarray:
-    """Return the ranges of `cover` for all ``polygons`` together; with ``most``, that many at the most, with gaps filled."""
-    ranges = [cover(polygon, padding_arcsec) for polygon in polygons]
-    merged = merge_ranges(np.concatenate(ranges)) if ranges else np.empty((0, 2), np.int64)
-    if most is None or len(merged) <= most:
-        return merged
-    gaps = merged[1:, 0] - merged[:-1, 1]
+def fill_gaps(ranges: np.ndarray, most: int) -> np.ndarray:
+    """Return at most ``most`` ranges that hold all of the sorted ``ranges``: the shortest gaps are filled."""
+    if len(ranges) <= most:
+        return ranges
+    gaps = ranges[1:, 0] - ranges[:-1, 1]
     cuts = np.sort(np.argsort(gaps, kind="stable")[len(gaps) - (most - 1) :])
-    return np.stack([merged[np.r_[0, cuts + 1], 0], merged[np.r_[cuts, len(merged) - 1], 1]], axis=-1)
+    return np.stack([ranges[np.r_[0, cuts + 1], 0], ranges[np.r_[cuts, len(ranges) - 1], 1]], axis=-1)
+
+
+def is_in_ranges(cells: np.ndarray, ranges: np.ndarray) -> np.ndarray:
+    """Return whether each cell is in any of the merged ``ranges``."""
+    edges = (ranges + [0, 1]).ravel()
+    return (np.searchsorted(edges, cells, side="right") & 1).astype(bool)
+
+
+def rows_in_ranges(sorted_cells: np.ndarray, ranges: np.ndarray) -> np.ndarray:
+    """Return the indices of those sorted cells that are in any of the merged ``ranges``."""
+    starts = np.searchsorted(sorted_cells, ranges[:, 0], side="left")
+    ends = np.searchsorted(sorted_cells, ranges[:, 1], side="right")
+    return np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)] or [np.empty(0, np.int64)])
 
 
 def merge_ranges(ranges: np.ndarray) -> np.ndarray:
@@ -124,6 +133,12 @@ def merge_ranges(ranges: np.ndarray) -> np.ndarray:
     ends = np.maximum.accumulate(ranges[:, 1])
     starts = np.r_[True, ranges[1:, 0] > ends[:-1] + 1]
     return np.stack([ranges[starts, 0], ends[np.r_[starts[1:], True]]], axis=-1)
+
+
+def _descendants(cells: np.ndarray, levels: int) -> np.ndarray:
+    """Ranges of the cells so many levels further down."""
+    first = cells << (2 * levels)
+    return np.stack([first, first + (1 << (2 * levels)) - 1], axis=-1)
 
 
 def _face_of(vectors: np.ndarray) -> np.ndarray:

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from nightstream.errors import InputError
-from nightstream.io.sky_cells import LEVEL, cell_centres, cells_of, cover, cover_all, inside_polygon, unit_vectors
+from nightstream.io.sky_cells import (
+    LEVEL,
+    cell_centres,
+    cells_of,
+    cover,
+    fill_gaps,
+    inside_polygon,
+    is_in_ranges,
+    merge_ranges,
+    rows_in_ranges,
+    unit_vectors,
+)
 
 PLACES = [(10.0, -20.0), (0.0, 0.0), (359.99, 5.0), (45.0, 35.26), (123.0, 89.95), (200.0, -89.99), (135.0, 0.0)]
 
@@ -35,8 +46,8 @@ def square(ra: float, dec: float, half_deg: float, n: int = 0) -> np.ndarray:
     )
 
 
-def is_covered(cells: np.ndarray, ranges: np.ndarray) -> np.ndarray:
-    return ((cells[:, None] >= ranges[:, 0]) & (cells[:, None] <= ranges[:, 1])).any(axis=1)
+def whole_cover(polygon: np.ndarray, padding_arcsec: float = 0.0) -> np.ndarray:
+    return merge_ranges(np.concatenate(cover(polygon, padding_arcsec)))
 
 
 @pytest.mark.parametrize("level", [0, 1, 5, LEVEL, 20])
@@ -72,24 +83,42 @@ def test_cover_holds_every_position_of_a_detector(place):
     polygon, positions = square(*place, 0.115), square(*place, 0.115 + 20 / 3600, n=5000)
     padded = inside_polygon(*positions.T, polygon, 20.0)
     assert padded.mean() > 0.9
-    assert is_covered(cells_of(*positions.T), cover(polygon, 20.0))[padded].all()
+    assert is_in_ranges(cells_of(*positions.T), whole_cover(polygon, 20.0))[padded].all()
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_cover_is_not_much_larger_than_the_detector(place):
     """The cells of the cover, each about 40" wide, go at most two cells beyond a 14' detector: less than half more area."""
-    ranges = cover(square(*place, 0.115))
+    ranges = whole_cover(square(*place, 0.115))
     area = (ranges[:, 1] - ranges[:, 0] + 1).sum() * 4 * np.pi / (6 * 4.0**LEVEL) * np.degrees(1) ** 2
     assert 0.7 < area / 0.23**2 < 1.9  # cells differ by up to 1.35 in area from their mean
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_cells_inside_hold_only_positions_inside(place):
+    """Nothing in the inner cells needs a look at its position; and most of a detector's cells are inner ones."""
+    polygon, positions = square(*place, 0.115), square(*place, 0.13, n=5000)
+    inside, border = cover(polygon, 20.0)
+    is_inner = is_in_ranges(cells_of(*positions.T), inside)
+    assert inside_polygon(*positions[is_inner].T, polygon, 20.0).all()
+    assert is_inner.sum() > is_in_ranges(cells_of(*positions.T), border).sum()
+
+
 def test_few_ranges_still_cover():
     """Filling gaps to get eight ranges loses nothing."""
-    polygons = [square(*place, 0.115) for place in PLACES[:3]]
-    few, all_ranges = cover_all(polygons, 5.0, most=8), cover_all(polygons, 5.0)
-    assert len(few) == 8 < len(all_ranges)
-    assert is_covered(all_ranges[:, 0], few).all() and is_covered(all_ranges[:, 1], few).all()
-    assert cover_all([], 5.0).shape == (0, 2)
+    ranges = merge_ranges(np.concatenate([whole_cover(square(*place, 0.115), 5.0) for place in PLACES[:3]]))
+    few = fill_gaps(ranges, 8)
+    assert len(few) == 8 < len(ranges) and fill_gaps(few, 8) is few
+    assert is_in_ranges(ranges, few).all()
+
+
+def test_membership_of_ranges_is_that_of_their_cells():
+    """Both ways to find cells in ranges agree with looking at each range."""
+    ranges, cells = np.array([[2, 4], [7, 7], [9, 12]]), np.arange(-1, 15)
+    expected = ((cells[:, None] >= ranges[:, 0]) & (cells[:, None] <= ranges[:, 1])).any(axis=1)
+    np.testing.assert_array_equal(is_in_ranges(cells, ranges), expected)
+    np.testing.assert_array_equal(rows_in_ranges(cells, ranges), np.flatnonzero(expected))
+    assert not is_in_ranges(cells, ranges[:0]).any() and len(rows_in_ranges(cells, ranges[:0])) == 0
 
 
 @pytest.mark.parametrize("place", PLACES)

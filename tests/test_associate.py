@@ -8,6 +8,7 @@ from nightstream.engine.associate import MARGINAL_FLAGS, associate
 from nightstream.engine.config import AssociateConfig
 from nightstream.engine.matching import predicted_positions
 from nightstream.errors import InputError
+from nightstream.io.apdb import DIA_SOURCE
 
 CONFIG = AssociateConfig()
 SKIES = {"equator": (150.0, 0.0), "0 h": (0.0, -30.0), "north pole": (20.0, 90.0), "by the south pole": (310.0, -89.9999)}
@@ -233,6 +234,11 @@ def test_flagged_sources_make_no_objects(flag):
     found = associate(sources, make_objects([0.0]), CONFIG)
     assert found.is_marginal.tolist() == [False, True, False]
     assert found.dia_object_id.tolist() == [1, 0, sources["dia_source_id"][2]]
+
+
+def test_flags_are_columns_of_the_sources():
+    """Each flag that makes a source marginal is a column that sources have, so that none is looked for in vain."""
+    assert set(MARGINAL_FLAGS) <= set(DIA_SOURCE.by_name)
 
 
 def test_unreliable_sources_make_no_objects():

@@ -93,7 +93,7 @@ class KafkaSink:
     ``settings`` are librdkafka's, laid over `DEFAULTS`. With a ``registry_url`` the schema of an alert's version
     (``schema_of``) is registered under ``subjects`` before the first message, and the registry's id goes into the messages,
     else `nightstream.io.avro_schema.schema_id`. ``settle_s``: how long the topic must have been quiet at its end, after a
-    crash, until nothing of the dead producer can still arrive.
+    crash, until nothing of the dead producer can still arrive. Raises ConfigError for settings that librdkafka does not know.
     """
 
     def __init__(
@@ -114,9 +114,9 @@ class KafkaSink:
         self._subjects = tuple(subjects)
         self._settle_s = settle_s
         self._schema_ids: dict[str, int] = {}
-        self._producer: Producer | None = None
         self._certain: set[str] = set()  # consignments of which nothing is under way, known without reading back
         self._trouble: Callable[[str], None] = logger.warning
+        self._producer: Producer | None = _producer(self._settings, self._hear_trouble)  # connects meanwhile; waits for nothing
 
     def deliver(self, consignment: Consignment, ledger: Ledger) -> None:
         """See `AlertSink.deliver`. In file order; an alert that is refused is tried once more alone, then booked as failed."""

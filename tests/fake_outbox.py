@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nightstream.io.alert_files import write_alert_file
+
 SCHEMA = {
     "type": "record",
     "name": "alert",
@@ -108,11 +110,9 @@ def body(dia_source_id: int, size: int = 300) -> bytes:
 
 
 def spool(outbox: FakeOutbox, folder: Path, visit: int, ids: np.ndarray, *, name: str = "", sizes: dict | None = None) -> Path:
-    """Write a spool file of alerts, one after the other, and enter them in the outbox."""
+    """Write a spool file of alerts and enter them in the outbox."""
     bodies = [body(int(i), (sizes or {}).get(int(i), 300)) for i in ids]
     path = folder / (name or f"visit={visit}.spool.avro")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(bodies))
-    lengths = np.array([len(b) for b in bodies])
-    outbox.add(path.name, visit, ids, np.cumsum(lengths) - lengths, lengths)
+    places = write_alert_file(path, bodies, "11.1", ids=ids)
+    outbox.add(path.name, visit, ids, places.offset, places.length)
     return path

@@ -1,8 +1,9 @@
 """librdkafka's mock cluster, one broker, in a process of its own: ``python kafka_broker.py``.
 
 Prints its address, then obeys lines of standard input: ``topic NAME PARTITIONS``, ``down``, ``up``, ``rtt MS``,
-``refuse CODE N`` (the next N produce requests), and answers each with ``ok``. It keeps about 5 MB a partition, drops batches
-that a producer repeats, and fences nobody.
+``refuse CODE N`` (the next N produce requests), and answers each with ``ok``. It keeps about 5 MB a partition and fences nobody.
+Unlike a broker it looks for repeated batches of transactional producers only; so before it goes ``down``, it takes no more
+batches and lets the answers to those it took go out. What a client then repeats was never stored.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 PRODUCE = 0  # Kafka's ApiKey
 BROKER = 1
+NOT_ENOUGH_REPLICAS = 19  # a broker that takes nothing now
+MANY = 10_000
+ANSWERED_S = 0.1  # s, longer than any answer is delayed here
 
 
 def library() -> ctypes.CDLL | None:
@@ -91,13 +96,22 @@ def obey(kafka: ctypes.CDLL, cluster: ctypes.c_void_p, words: list[str]) -> None
     if name == "topic":
         kafka.rd_kafka_mock_topic_create(cluster, words[1].encode(), numbers[-1], 1)
     elif name == "refuse":
-        code, times = numbers
-        errors = (ctypes.c_int * times)(*[code] * times)
-        kafka.rd_kafka_mock_push_request_errors_array(cluster, ctypes.c_int16(PRODUCE), ctypes.c_size_t(times), errors)
+        refuse(kafka, cluster, *numbers)
     elif name == "rtt":
         kafka.rd_kafka_mock_broker_set_rtt(cluster, BROKER, *numbers)
-    else:
-        {"down": kafka.rd_kafka_mock_broker_set_down, "up": kafka.rd_kafka_mock_broker_set_up}[name](cluster, BROKER)
+    elif name == "down":
+        refuse(kafka, cluster, NOT_ENOUGH_REPLICAS, MANY)
+        time.sleep(ANSWERED_S)
+        kafka.rd_kafka_mock_broker_set_down(cluster, BROKER)
+    elif name == "up":
+        kafka.rd_kafka_mock_clear_request_errors(cluster, ctypes.c_int16(PRODUCE))
+        kafka.rd_kafka_mock_broker_set_up(cluster, BROKER)
+
+
+def refuse(kafka: ctypes.CDLL, cluster: ctypes.c_void_p, code: int, times: int) -> None:
+    """Answer the next produce requests with an error."""
+    errors = (ctypes.c_int * times)(*[code] * times)
+    kafka.rd_kafka_mock_push_request_errors_array(cluster, ctypes.c_int16(PRODUCE), ctypes.c_size_t(times), errors)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,6 +210,23 @@ def test_an_alert_that_is_too_large_does_not_hold_up_the_others(broker, tmp_path
     assert list(outbox.failed()) == [ids[7]] and "size too large" in outbox.failed()[ids[7]]
 
 
+def test_a_failed_alert_can_be_sent_after_all(broker, tmp_path):
+    """The SQL of docs/kafka.md puts it back into the outbox; only that alert is sent then."""
+    page = (Path(__file__).parents[1] / "docs" / "kafka.md").read_text()
+    ids = ids_of(5)
+    with open_database(tmp_path / "prompt.duckdb") as database:
+        publish_visit(database, tmp_path, 1, ids)
+        database.mark_failed(ids[[2]], "too large")
+        send_all(database, sink_of(broker), tmp_path)
+        assert broker.keys() == np.delete(ids, 2).tolist() and database.unsent_files() == []
+        with database._store.transaction(write=True) as session:
+            for statement in page.split("```sql\n")[1].split("```")[0].strip().split(";\n"):
+                session.execute(statement.strip(";").replace("123", str(ids[2])))
+        send_all(database, sink_of(broker), tmp_path)
+        assert database.unsent_files() == []
+    assert broker.keys() == ids.tolist()
+
+
 def test_a_refused_batch_goes_out_one_by_one(broker, tmp_path):
     """A broker that refuses a whole batch for its size gets its alerts singly; only what it then refuses has failed."""
     outbox, ids = FakeOutbox(), ids_of(40)
@@ -265,15 +283,14 @@ def test_settings_that_would_break_the_promise_are_refused(settings, message):
 
 
 def test_the_configuration_chooses_the_sink(broker, tmp_path):
-    """Settings of librdkafka pass through as they are; an unknown one is a ConfigError when the first alert is to go."""
-    kafka = {"topic": "alerts", "settings": {"bootstrap.servers": broker.address, "sasl.mechanism": "SCRAM-SHA-512"}}
-    sink = make_sink(AlertsConfig.model_validate({"kafka": kafka}).located(tmp_path))
+    """Settings of librdkafka pass through as they are; one that it does not know is an error at once."""
+    settings = {"bootstrap.servers": broker.address, "sasl.mechanism": "SCRAM-SHA-512"}
+    config = AlertsConfig.model_validate({"kafka": {"topic": broker.topic, "settings": settings}})
+    sink = make_sink(config.located(tmp_path))
     assert isinstance(sink, KafkaSink)
-    outbox = FakeOutbox()
-    spool(outbox, tmp_path, 1, ids_of(1))
-    sender = sending(outbox, KafkaSink("alerts", {"bootstrap.servers": broker.address, "no.such": 1}), tmp_path)
-    wait_until(lambda: "no.such" in sender.status.trouble)
-    sender.close()
+    sink.close()
+    with pytest.raises(ConfigError, match="no.such"):
+        KafkaSink("alerts", settings | {"no.such": 1})
 
 
 def test_messages_come_from_a_thread_of_the_sender(broker, tmp_path):

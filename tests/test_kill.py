@@ -25,7 +25,7 @@ from kill_harness import (
 )
 from small_survey import CAMERA, SmallSurvey, build_survey
 
-OWN_PLACE = ("productpath",)  # columns that name the output folder
+OWN_PLACE = ("productpath", "offset", "length")  # the output folder; where deflated packets with other times lie in their file
 
 
 def command(survey: SmallSurvey, output: Path) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nightstream.engine.tables import take
 from nightstream.engine.values import Array, Table
 from nightstream.io.sky_cells import unit_vectors
 
@@ -122,7 +123,7 @@ def add_truth(sources: Table, changes: Table) -> Table:
     kind, true_id = np.full(len(sources["ra"]), FALSE, dtype="U10"), np.full(len(sources["ra"]), -1, dtype=np.int64)
     for visit in np.unique(sources["visit"]):
         here, true = np.flatnonzero(sources["visit"] == visit), np.flatnonzero(changes["visit"] == visit)
-        nearest = _nearest(_take(sources, here), _take(changes, true))
+        nearest = _nearest(take(sources, here), take(changes, true))
         found = nearest >= 0
         kind[here[found]] = changes["kind"][true[nearest[found]]]
         true_id[here[found]] = changes["id"][true[nearest[found]]]
@@ -183,10 +184,6 @@ def accuracy_table(sources: Table, asteroids: Table) -> RichTable:
     return table
 
 
-def _take(table: Table, rows: Array) -> Table:
-    return {name: np.asarray(column)[rows] for name, column in table.items()}
-
-
 def _identities(sources: Table) -> list[Identity]:
     """What each source truly is; all false ones are the same."""
     return list(zip(sources["kind"].tolist(), sources["true_id"].tolist(), strict=True))
@@ -201,7 +198,7 @@ def _nearest(sources: Table, changes: Table) -> Array:
     best, row = np.full(len(sources["ra"]), np.inf), np.full(len(sources["ra"]), -1)
     moves = changes["kind"] == "asteroid"
     for rows, reach in ((np.flatnonzero(~moves), MATCH_RADIUS_ARCSEC), (np.flatnonzero(moves), TRAIL_RADIUS_ARCSEC)):
-        distance, nearest = _closest(sources, _take(changes, rows))
+        distance, nearest = _closest(sources, take(changes, rows))
         closer = (distance <= reach) & (distance / reach < best)
         best[closer], row[closer] = (distance / reach)[closer], rows[nearest[closer]]
     return row

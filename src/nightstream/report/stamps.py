@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from nightstream.io.alert_archive import Packet, Stamp, light_curve, object_id, read_stamps
+from nightstream.io.apdb import DIA_SOURCE
+from nightstream.report.evaluate import DISQUALIFYING_FLAGS
 from nightstream.report.stretch import asinh_stretch, level_and_noise
 from nightstream.report.triplets import DIFFERENCE_RANGE_SIGMA, PANELS
 
@@ -17,6 +19,8 @@ ROW_INCH, HEAD_INCH = 2.75, 0.7
 BAND_COLOURS = {"u": "#0c71ff", "g": "#49be61", "r": "#c61c00", "i": "#ffc200", "z": "#f341a2", "y": "#5d0000"}
 BLANK = "#e8eef5"  # as in the other pictures: no data
 LIMIT_SIGMA = 5.0
+BETTER_PART = 0.6  # of the objects of a night; the rest may be noise
+FLAGS = tuple(DIA_SOURCE.by_name[name].apdb for name in DISQUALIFYING_FLAGS)
 KEY = "filled: detections   ·   open: forced fluxes   ·   wedges: 5-sigma limits   ·   ring: this alert"
 TIME_UNITS = ((2.0, 1.0, "days"), (2.0 / 24, 24.0, "hours"), (0.0, 1440.0, "minutes"))  # for spans from, per day, name
 
@@ -47,22 +51,23 @@ def save_alert_page(alerts: Sequence[Packet], path: str | Path, heading: str = "
 
 
 def choose_alerts(alerts: Sequence[Packet], count: int = 6) -> list[Packet]:
-    """Return alerts that make a telling page: of each object the one with the longest history, then the most significant.
+    """Return alerts that make a telling page: of each object the one with the longest history, bright and faint ones.
 
-    The best half is by length of history, then by |S/N|; the rest by |S/N| alone. Known Solar System objects are one at most,
-    at the end; flagged dipoles do not come.
+    Objects with a history come before those without; where there are too many, those come that are evenly spread over the
+    better part, ranked by length of history, then |S/N|. The most significant known Solar System object comes last. Flagged
+    alerts do not come.
     """
-    moving = [packet for packet in alerts if packet.get("ssSource")]
-    fixed = [packet for packet in alerts if not packet.get("ssSource") and not packet["diaSource"].get("isDipole")]
+    clean = [packet for packet in alerts if not any(packet["diaSource"].get(flag) for flag in FLAGS)]
+    moving = [packet for packet in clean if packet.get("ssSource")]
     best: dict[int, Packet] = {}
-    for packet in sorted(fixed, key=_length_then_snr):
+    for packet in sorted((packet for packet in clean if not packet.get("ssSource")), key=_length_then_snr):
         best[object_id(packet) or packet["diaSourceId"]] = packet
-    last = sorted(moving, key=_snr)[-1:]
-    room = max(count - len(last), 0)
-    by_length = sorted(best.values(), key=_length_then_snr, reverse=True)
-    chosen = by_length[: -(-room // 2)]
-    rest = sorted(by_length[len(chosen) :], key=_snr, reverse=True)
-    return chosen + rest[: room - len(chosen)] + last
+    last = sorted(moving, key=_snr)[-1:] if count else []
+    room = count - len(last)
+    ranked = sorted(best.values(), key=_length_then_snr, reverse=True)
+    chosen = _spread([packet for packet in ranked if packet.get("prvDiaSources")], room)
+    others = [packet for packet in ranked if not packet.get("prvDiaSources")]
+    return chosen + _spread(others, room - len(chosen)) + last
 
 
 def describe_alert(packet: Packet) -> tuple[str, str]:
@@ -84,6 +89,14 @@ def describe_alert(packet: Packet) -> tuple[str, str]:
     if source.get("reliability") is not None:
         caption += f"  ·  reliability {_number(source['reliability'], '.2f')}"
     return title, caption
+
+
+def _spread(ranked: list[Packet], count: int) -> list[Packet]:
+    """All, or ``count`` evenly from the better part."""
+    if len(ranked) <= count:
+        return ranked
+    last = max(count, round(BETTER_PART * len(ranked))) - 1
+    return [ranked[pick] for pick in np.linspace(0, last, count).astype(int)]
 
 
 def _snr(packet: Packet) -> float:
@@ -197,7 +210,7 @@ def _draw_light_curve(axes, curve: Mapping[str, np.ndarray]) -> None:
 def _draw_band(axes, times, flux, error, rows, is_forced, style: dict[str, str], band: str) -> None:
     """Detections filled, forced fluxes open and small, and a limit where a forced flux is missing or below it."""
     seen, forced = rows & ~is_forced, rows & is_forced & np.isfinite(flux)
-    limits = rows & is_forced & np.isfinite(error) & ~(flux >= LIMIT_SIGMA * error)
+    limits = rows & is_forced & np.isfinite(error) & ~(np.abs(flux) >= LIMIT_SIGMA * error)
     axes.plot(times[limits], LIMIT_SIGMA * error[limits], ls="none", marker=11, ms=5, alpha=0.35, mew=0, **style)
     axes.errorbar(times[forced], flux[forced], error[forced], fmt="o", ms=4, mfc="white", mew=1.0, elinewidth=0.8, **style)
     axes.errorbar(times[seen], flux[seen], error[seen], fmt="o", ms=5, elinewidth=1.0, zorder=3, **style)

@@ -109,9 +109,9 @@ def _between(
     while left:
         _stop_if(is_stopping)
         for message in consumer.consume(CHUNK, POLL_S):
-            _check(message)
+            partition, offset = _place(message)
             heard_s = time.monotonic()
-            if message.offset() < limits[message.partition()][1]:
+            if offset < limits[partition][1]:
                 yield message
         for position in consumer.position([TopicPartition(topic, partition) for partition in left]):
             if position.offset >= left[position.partition]:  # also past records that are none, as the end of a transaction
@@ -120,9 +120,14 @@ def _between(
             raise DeliveryError(f"the broker sends nothing of partitions {sorted(left)}", path=topic)
 
 
-def _check(message: Message) -> None:
-    if message.error():
-        raise DeliveryError(f"reading the topic back: {message.error().str()}", path=message.topic())
+def _place(message: Message) -> tuple[int, int]:
+    """Partition and offset. Raises DeliveryError for an error that came in place of a message."""
+    error, partition, offset = message.error(), message.partition(), message.offset()
+    if error is not None or partition is None or offset is None:
+        raise DeliveryError(
+            f"reading the topic back: {error.str() if error else 'a message without a place'}", path=message.topic()
+        )
+    return partition, offset
 
 
 def _limits(consumer: Consumer, topic: str, is_stopping: Callable[[], bool]) -> dict[int, tuple[int, int]]:

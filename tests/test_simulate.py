@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from nightstream.engine.camera import Amplifier, Box, Detector
+from nightstream.engine.config import AssociateConfig
+from nightstream.engine.solar_system import predictions_for
 from nightstream.errors import ConfigError
 from nightstream.io.cameras import load_camera
 from nightstream.io.catalogues import read_positions, read_reference
-from nightstream.io.ephemerides import predictions_of, read_ephemerides
+from nightstream.io.ephemerides import read_ephemerides
 from nightstream.kernels.wcs import Wcs
 from nightstream.simulate import survey as surveys
 from nightstream.simulate.detector import COSMIC_RAY_ELECTRONS, draw_cosmic_rays, expose, make_detector_truth
@@ -312,7 +314,8 @@ def test_catalogues_are_those_that_a_run_reads(survey):
     assert (stars["flux"] > 0).all()
     assert len(set(positions["dia_object_id"])) == len(positions["ra"])
     visit = next(visit for visit in survey.visits if visit.role == "science")
-    predicted = predictions_of(read_ephemerides(survey.ephemerides_path), visit.id, visit.midpoint_mjd_tai)
+    ephemerides = read_ephemerides(survey.ephemerides_path)
+    predicted = predictions_for(ephemerides, visit.id, visit.midpoint_mjd_tai, AssociateConfig())
     assert predicted["designation"].tolist() == ["SIM 0", "SIM 1"]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from nightstream.engine.values import Array
 from nightstream.io.alert_files import read_alert_file, read_body, write_alert_file
-from nightstream.io.filters import AnyFilter, FilterConfig, FilterResult, load_filters, load_site_filters, run_filters
+from nightstream.io.filters import SITE, AnyFilter, FilterConfig, FilterResult, load_filters, load_site_filters, run_filters
 from nightstream.scheduler.alert_batch import AlertBatch
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ class UserFilters:
 
     def _write(self, batch: AlertBatch, user: str, ids: Array) -> None:
         path = self.output_dir / user / batch.path.name
-        ids = ids[: max(0, self.config.max_alerts - self._n_before(path, batch.visit))]
+        if not user.startswith(SITE):
+            ids = ids[: max(0, self.config.max_alerts - self._n_before(path, batch.visit))]
         if not len(ids):
             return
         order = np.argsort(batch.rows["dia_source_id"])

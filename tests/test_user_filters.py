@@ -7,7 +7,7 @@ import pytest
 from test_publish import MJD, Night, make_visit, true_sky
 
 from nightstream.io.alert_files import read_alert_file
-from nightstream.io.filters import FilterConfig
+from nightstream.io.filters import FilterConfig, SiteFilter
 from nightstream.scheduler.user_filters import UserFilters
 from nightstream.simulate.catalogue import write_visit
 
@@ -62,3 +62,12 @@ def test_the_cap_holds_for_the_visit_whenever_its_detectors_come(tmp_path, folde
     fluxes = [packet["diaSource"]["psfFlux"] for packet in found["ben"]]
     first = [packet["diaSource"]["psfFlux"] for packet in alerts.values() if packet["diaSource"]["detector"] == 0]
     np.testing.assert_array_equal(fluxes, sorted(first, reverse=True)[:3])
+
+
+def test_a_site_filter_gets_all_it_asks_for(tmp_path, folder, monkeypatch):
+    """The cap is for users: a trusted function's packets all come, under the site's name."""
+    everything = SiteFilter("site-all", "x:all", lambda tables: tables["dia_sources"]["snr"] > -1e9)
+    monkeypatch.setattr("nightstream.scheduler.user_filters.load_site_filters", lambda: [everything])
+    found, alerts = published(tmp_path, folder, max_alerts=1)
+    assert {packet["diaSourceId"] for packet in found["site-all"]} == set(alerts)
+    assert len(found["ben"]) == 1

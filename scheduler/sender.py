@@ -91,6 +91,7 @@ class Sender:
         self._news = threading.Condition()  # guards what follows, and tells drain and the thread's own pauses
         self._is_woken = self._is_stopping = False
         self._begun, self._emptied = 0, -1  # passes over the outbox; the last one that left nothing
+        self._n_draining = 0  # callers that wait for the outbox to be empty: no long pauses meanwhile
         self._thread: threading.Thread | None = None
 
     @property
@@ -116,8 +117,12 @@ class Sender:
         with self._news:
             begun = self._begun
             self._is_woken = True
+            self._n_draining += 1
             self._news.notify_all()
-            return self._news.wait_for(lambda: self._emptied > begun, timeout_s)
+            try:
+                return self._news.wait_for(lambda: self._emptied > begun, timeout_s)
+            finally:
+                self._n_draining -= 1
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Stop soon. What is unsent stays in the outbox; what is under way is found out by the next sender."""
@@ -134,12 +139,13 @@ class Sender:
         pause_s = self._retry_s
         with lock:
             while not self._is_stopping:
-                is_empty = self._pass()
-                pause_s = self._retry_s if is_empty else min(2 * pause_s, self._max_retry_s)
-                if is_empty:
+                if self._pass():
+                    pause_s = self._retry_s
                     self._pause(self._poll_s, until=lambda: self._is_woken)
                 else:
-                    self._pause(pause_s / 2, until=lambda: False)
+                    self._pause(self._retry_s, until=lambda: False)
+                    self._pause(pause_s - self._retry_s, until=lambda: self._n_draining > 0)
+                    pause_s = min(2 * pause_s, self._max_retry_s)
             self._sink.close()
 
     def _pause(self, seconds: float, until: Callable[[], bool]) -> None:

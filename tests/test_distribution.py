@@ -161,6 +161,22 @@ def test_the_sender_empties_the_outbox_in_order(tmp_path):
     assert outbox._do("select distinct bookings from alerts") == [(1,)]
 
 
+@pytest.mark.parametrize("engine", ["duckdb", "postgresql"])
+def test_both_engines_serve_as_outbox(engine, request, tmp_path):
+    """Two visits from the prompt database to public files; each alert's latency, readout to sent, is known afterwards."""
+    is_file = engine == "duckdb"
+    url = tmp_path / "prompt.duckdb" if is_file else request.getfixturevalue("postgres_server").new_database()
+    with open_database(url) as database:
+        sender = sending(database, FileSink(tmp_path / "alerts"), tmp_path)
+        for visit in (1, 2):
+            publish_visit(database, tmp_path, visit, np.arange(4) + 10 * visit)
+            sender.wake()
+        assert sender.drain(ENDED_S)
+        sender.close()
+        assert database.unsent_files() == [] and names(tmp_path / "alerts") == ["visit=1.avro", "visit=2.avro"]
+        assert len(database.latencies()) == 8 and sender.status.latest_s == pytest.approx(database.latencies(2).max(), abs=1e-3)
+
+
 def test_the_sender_tries_again_until_the_sink_is_back(tmp_path):
     """Nothing is lost; trouble is told while it lasts, and forgotten after."""
     outbox, sink = FakeOutbox(), ListSink(*[DeliveryError("the broker is away")] * 4)
@@ -170,6 +186,16 @@ def test_the_sender_tries_again_until_the_sink_is_back(tmp_path):
     assert sender.drain(ENDED_S)
     sender.close()
     assert sink.got == [0, 1, 2] and sender.status.trouble == "" and [visit for visit, _ in told] == [1]
+
+
+def test_whoever_waits_for_the_end_shortens_the_pauses(tmp_path):
+    """Fifteen failures would double a millisecond to half a minute; while the run waits to end, they do not."""
+    outbox, sink = FakeOutbox(), ListSink(*[DeliveryError("the broker is away")] * 15)
+    spool(outbox, tmp_path, 1, np.arange(3))
+    sender = Sender(outbox, sink, tmp_path, retry_s=0.001, max_retry_s=1000.0).start()
+    assert sender.drain(ENDED_S)
+    sender.close()
+    assert sink.got == [0, 1, 2]
 
 
 def test_a_database_that_is_away_does_not_end_the_sender(tmp_path):

@@ -4,7 +4,7 @@
 |----------|-----------------------------------------------------------------------------------------------|
 | PRIMARY  | image, float32, nJy; a TAN about the source (CRPIX: the source in the stamp); ROTPA           |
 | UNCERT   | variance, float32, nJy squared; UTYPE as astropy's CCDData wants it                            |
-| MASK     | int32 bits, ``MP_<PLANE>`` their numbers                                                      |
+| MASK     | int16 bits, ``MP_<PLANE>`` their numbers                                                      |
 | PSFIMAGE | the PSF at the source, float32, centred on the middle pixel, sum 1                            |
 """
 
@@ -105,8 +105,8 @@ def _files(stamps: StampSet, side: int, start: np.ndarray, rows: np.ndarray, num
         files[:, at + VALUE.start : at + VALUE.stop] = text
     pixel = start[:, None] + np.arange(side**2)
     planes = (to_host(plane)[pixel] for plane in (stamps.image, stamps.variance, stamps.mask))
-    for at, plane in zip(template.data, (*planes, psf), strict=True):
-        as_bytes = plane.astype(plane.dtype.newbyteorder(">")).view(np.uint8)
+    for at, plane, dtype in zip(template.data, (*planes, psf), (">f4", ">f4", ">i2", ">f4"), strict=True):
+        as_bytes = plane.astype(dtype).view(np.uint8)
         files[:, at : at + as_bytes.shape[1]] = as_bytes
     return files
 
@@ -127,16 +127,16 @@ class _Template(NamedTuple):
 def _template(side: int, psf_size: int) -> _Template:
     hdus = _headers(side, psf_size)
     parts, data = [], []
-    for header, pixels in hdus:
+    for header, n_bytes in hdus:
         parts.append(_padded("".join(header + [f"{'END':<{CARD}}"]).encode("ascii"), b" "))
         data.append(sum(map(len, parts)))
-        parts.append(_padded(b"\0" * 4 * pixels, b"\0"))
+        parts.append(_padded(b"\0" * n_bytes, b"\0"))
     file = b"".join(parts)
     return _Template(np.frombuffer(file, np.uint8), file.index(b"CRVAL1  ="), tuple(data))
 
 
 def _headers(side: int, psf_size: int) -> list[tuple[list[str], int]]:
-    """Return (cards, pixels) of every HDU."""
+    """Return (cards, bytes of pixels) of every HDU."""
     primary = [("SIMPLE", True, "FITS"), *_array(-32, side), ("EXTEND", True, "extensions follow"), ("BUNIT", "nJy", "")]
     primary += [("WCSAXES", 2, ""), ("CTYPE1", "RA---TAN", ""), ("CTYPE2", "DEC--TAN", "")]
     primary += [("CUNIT1", "deg", ""), ("CUNIT2", "deg", "")]
@@ -145,10 +145,10 @@ def _headers(side: int, psf_size: int) -> list[tuple[list[str], int]]:
     variance = _extension("UNCERT", -32, side) + [("BUNIT", "nJy2", ""), ("UTYPE", "VarianceUncertainty", "")]
     planes = [_plane_card(name, bit) for name, bit in mask_attributes().items()]
     return [
-        (_cards(primary), side**2),
-        (_cards(variance), side**2),
-        (_cards(_extension("MASK", 32, side)) + planes, side**2),
-        (_cards(_extension("PSFIMAGE", -32, psf_size)), psf_size**2),
+        (_cards(primary), 4 * side**2),
+        (_cards(variance), 4 * side**2),
+        (_cards(_extension("MASK", 16, side)) + planes, 2 * side**2),
+        (_cards(_extension("PSFIMAGE", -32, psf_size)), 4 * psf_size**2),
     ]
 
 

@@ -71,7 +71,7 @@ def read_info(path: str | Path, camera: RawCamera) -> ExposureInfo:
 
 
 def read_pointing(path: str | Path, camera: RawCamera) -> Wcs | None:
-    """Read where the assembled detector points, as far as the headers know; None if they do not. Errors as those of `read_raw`."""
+    """Read where the assembled detector points; None if the headers do not know. Errors as those of `read_raw`."""
     with _headers(path) as hdus:
         header = _facts(hdus, camera)
         return _detector_wcs(header, camera, find_detector(header, camera, camera.headers))

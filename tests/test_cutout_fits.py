@@ -179,3 +179,8 @@ def test_unknown_kinds_and_rows_are_told():
     for row in (1, -1):
         with pytest.raises(InputError, match=f"there are 1 cutouts, got row {row}"):
             fits_cutouts(make_cutouts(1), "science", make_wcs(), [row])
+
+
+def test_every_mask_plane_fits_the_stamp():
+    """MASK has 16 bits, one of them the sign."""
+    assert max(MaskPlane) < 1 << 15

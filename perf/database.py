@@ -29,7 +29,7 @@ ACROSS = 10  # detectors along a side of the wide field
 SOURCE_VISITS, FORCED_VISITS = 40, 60
 START = 61000.0  # MJD of the first visit
 POSITIONS = ("dia_object_id", "ra", "dec", "pm_ra", "pm_dec", "radec_mjd_tai")
-Step = tuple[str, Callable[[], object], Callable[[object], int]]
+Step = tuple[str, Callable[[], object], Callable[[object], int], int]
 
 
 def footprint(number: int, ra: float = 30.0, dec: float = -15.0) -> np.ndarray:
@@ -121,8 +121,9 @@ def fill(database: PromptDatabase, n_objects: int, n_detectors: int) -> list[dic
 
 
 def steps(database: PromptDatabase, wide: list[dict[str, np.ndarray]], runs: int) -> Iterator[Step]:
-    """What is timed: a name, the call, and the number of rows in its answer."""
+    """What is timed: a name, the call, how to count the rows of its answer, and the least count that is right."""
     corners, ids, now = footprint(3), wide[3]["dia_object_id"], START + 80
+    n, all_dense, of_history = len(ids), ACROSS**2 * len(ids), (SOURCE_VISITS + FORCED_VISITS) * len(ids)
 
     def rows(table) -> int:
         return len(table["ra"])
@@ -133,21 +134,22 @@ def steps(database: PromptDatabase, wide: list[dict[str, np.ndarray]], runs: int
     light = ("dia_object_id", "band", "midpoint_mjd_tai", "psf_flux", "psf_flux_err", "science_flux", "science_flux_err")
     astrometry = ("ra", "dec", "ra_err", "dec_err", "ra_dec_cov")
     batches = {number: batch_of(200 + number, 3, wide[3], sources=True, versions=True) for number in range(runs + 1)}
-    yield "objects of a detector, wide field", lambda: database.objects_in([corners], 20.0, now), rows
-    yield "objects of a detector, dense", lambda: database.objects_in([DENSE], 20.0, now), rows
-    yield "positions of a detector, dense", lambda: database.objects_in([DENSE], 20.0, now, columns=POSITIONS), rows
-    yield "history, all columns", lambda: database.history(ids, START), rows_of_both
+    yield "objects of a detector, wide field", lambda: database.objects_in([corners], 20.0, now), rows, n
+    yield "objects of a detector, dense", lambda: database.objects_in([DENSE], 20.0, now), rows, all_dense
+    yield "positions of a detector, dense", lambda: database.objects_in([DENSE], 20.0, now, columns=POSITIONS), rows, all_dense
+    yield "history, all columns", lambda: database.history(ids, START), rows_of_both, of_history
     yield (
         "history, light curves",
         lambda: database.history(ids, START, source_columns=light + astrometry, forced_columns=light[:1] + light[2:]),
         lambda tables: len(tables[0]["dia_object_id"]) + len(tables[1]["dia_object_id"]),
+        of_history,
     )
-    yield "current versions", lambda: database.dia_objects(ids), rows
-    yield "write a detector-visit", lambda: database.write(batches.pop(min(batches))), lambda done: len(ids) * len(done)
-    yield "write it again", lambda: database.write(batch_of(200, 3, _few(wide[3]), sources=True, versions=True)), len
-    yield "find unsent alerts", database.unsent_files, len
+    yield "current versions", lambda: database.dia_objects(ids), rows, n
+    yield "write a detector-visit", lambda: database.write(batches.pop(min(batches))), lambda done: n * len(done), n
+    yield "write it again", lambda: database.write(batch_of(200, 3, _few(wide[3]), sources=True, versions=True)), len, 0
+    yield "find unsent alerts", database.unsent_files, len, runs + 1
     sent = (200 * 1000 + 3) * 2_000_000 + np.arange(len(ids))
-    yield "mark alerts sent", lambda: database.mark_sent(sent, now), lambda _: len(sent)
+    yield "mark alerts sent", lambda: database.mark_sent(sent, now), lambda _: n, n
 
 
 def _few(objects: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -197,8 +199,10 @@ def main() -> None:
         content = {"header": record.header("cpu"), "engine": chosen.engine, "filled_s": round(time.perf_counter() - start, 1)}
         content |= {"rows": database.row_counts(), "runs": chosen.runs, "steps": {}}
         print(f"{chosen.engine}, filled in {content['filled_s']} s: {content['rows']}")
-        for name, call, size in steps(database, wide, chosen.runs):
+        for name, call, size, least in steps(database, wide, chosen.runs):
             row = content["steps"][name] = measure(call, size, chosen.runs)
+            if row["rows"] < least:
+                raise SystemExit(f"wrong answer: {name} gave {row['rows']} rows, not {least}")
             spread = f"({row['min_s']:.3f} to {row['max_s']:.3f})"
             print(f"{name:34s} {row['rows']:9d} rows | {row['median_s']:7.3f} s  {spread} | {row['core_s']:.3f} core-seconds")
         content["bytes"] = Path(url).stat().st_size if chosen.engine == "duckdb" else None

@@ -13,7 +13,8 @@ from importlib import metadata
 from pathlib import Path
 
 RECORDS = Path(__file__).parent / "records"
-PACKAGES = ("numpy", "scipy", "numba", "astropy", "h5py", "ray", "cupy-cuda12x", "cupy-cuda13x", "nightstream")
+PACKAGES = ("numpy", "scipy", "numba", "astropy", "h5py", "duckdb", "psycopg", "ray")
+PACKAGES += ("cupy-cuda12x", "cupy-cuda13x", "nightstream")
 
 
 THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -36,11 +36,11 @@ class FilterConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_alerts: int = Field(20, ge=1)  # alerts a user gets of one visit
-    first_seconds: float = Field(0.1, gt=0)  # s; every filter has so long before the slow ones are tried again
-    seconds_per_filter: float = Field(1.0, gt=0)  # s; a slow filter is stopped then
-    seconds_per_visit: float = Field(5.0, ge=0)  # s; all slow filters together have so long
-    memory_mib: int = Field(512, ge=64)  # MiB; the visit's tables and what a filter makes of them
+    max_alerts: int = Field(default=20, ge=1)  # alerts a user gets of one visit
+    first_seconds: float = Field(default=0.1, gt=0)  # s; every filter has so long before the slow ones are tried again
+    seconds_per_filter: float = Field(default=1.0, gt=0)  # s; a slow filter is stopped then
+    seconds_per_visit: float = Field(default=5.0, ge=0)  # s; all slow filters together have so long
+    memory_mib: int = Field(default=512, ge=64)  # MiB; the visit's tables and what a filter makes of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +209,10 @@ def _run_sql(
         return {}
     sandbox = Sandbox(tables, config.memory_mib, _names(filters))
     try:
-        outcomes = {one: _try(one, sandbox, best_first, config.first_seconds, config.max_alerts) for one in filters}
+        first = {one: _try(one, sandbox, best_first, config.first_seconds, config.max_alerts) for one in filters}
+        outcomes: dict[AnyFilter, FilterResult] = {one: result for one, result in first.items() if result is not None}
         left = config.seconds_per_visit
-        for one in (one for one in filters if outcomes[one] is None):
+        for one in (one for one in filters if one not in outcomes):
             outcomes[one], left = _try_again(one, sandbox, best_first, config, left)
         return outcomes
     finally:

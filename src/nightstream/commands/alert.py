@@ -50,7 +50,7 @@ def alert_command(options: AlertOptions) -> None:
         if options.of_object:
             console.print(history_table(found))
         console.print(alert_table(found[-1]))
-        for path in _written(found, options) if options.output is not None else ():
+        for path in _written(found, options.output, options.voevent) if options.output is not None else ():
             console.print(f"wrote {path}", markup=False)
 
 
@@ -107,7 +107,7 @@ def _spool(options: AlertOptions) -> Path:
     return Path(options.database).parent / "spool"
 
 
-def _written(found: list[ArchivedAlert], options: AlertOptions) -> Iterator[Path]:
+def _written(found: list[ArchivedAlert], output: Path, with_voevent: bool) -> Iterator[Path]:
     """Stamps, picture and VOEvent of each alert; yields the paths."""
     from nightstream.io.alert_archive import write_stamps
     from nightstream.io.atomic import complete_or_absent
@@ -115,12 +115,12 @@ def _written(found: list[ArchivedAlert], options: AlertOptions) -> Iterator[Path
     from nightstream.report.stamps import save_alert
 
     for alert in found:
-        path = options.output / str(alert.packet["diaSourceId"])
-        yield from write_stamps(alert.packet, options.output)
+        path = output / str(alert.packet["diaSourceId"])
+        yield from write_stamps(alert.packet, output)
         with complete_or_absent(path.with_suffix(".png")) as temporary:
             save_alert(alert.packet, temporary)
         yield path.with_suffix(".png")
-        if options.voevent:
+        if with_voevent:
             with complete_or_absent(path.with_suffix(".xml")) as temporary:
                 temporary.write_bytes(voevent(alert.packet))
             yield path.with_suffix(".xml")

@@ -43,27 +43,42 @@ PATCHED = {
 
 
 def fits_cutouts(cutouts: Cutouts, kind: str, wcs: Wcs, rows: Array | None = None) -> list[bytes]:
-    """Return a FITS file for each of ``rows`` (indices; default all) of ``cutouts``, in that order.
+    """Return a FITS file for each of ``rows`` (indices; default all) of ``cutouts``, in that order; see `CutoutFiles`."""
+    return CutoutFiles(cutouts, wcs).files(kind, rows)
 
-    ``kind`` is "difference", "science" or "template"; ``wcs`` that of the detector, of which every file has the
-    tangent-plane approximation about its source. Raises InputError for another kind or a row that is not there.
+
+class CutoutFiles:
+    """The FITS files of one detector's cutouts, to be asked for in any order; what the kinds share is worked out once.
+
+    ``wcs`` is that of the detector, of which every file has the tangent-plane approximation about its source.
     """
-    if kind not in CUTOUT_KINDS:
-        raise InputError(f"cutouts are of {', '.join(CUTOUT_KINDS)}, got {kind!r}")
-    rows = np.arange(len(cutouts)) if rows is None else np.asarray(rows, np.int64)
-    if rows.size and not (rows.min() >= 0 and rows.max() < len(cutouts)):
-        raise InputError(f"there are {len(cutouts)} cutouts, got row {rows.max() if rows.min() >= 0 else rows.min()}")
-    files: list[bytes] = [b""] * len(rows)
-    size, stamps = to_host(cutouts.size)[rows], getattr(cutouts, kind)
-    numbers = _numbers(cutouts, wcs, rows)
-    start = stamp_starts(to_host(cutouts.size))[rows]
-    for side in np.unique(size):
-        of_size = np.flatnonzero(size == side)
-        for chosen in np.split(of_size, range(AT_ONCE, len(of_size), AT_ONCE)):
-            made = _files(stamps, int(side), start[chosen], rows[chosen], numbers[chosen])
-            for k, file in zip(chosen, made, strict=True):
-                files[k] = file.tobytes()
-    return files
+
+    def __init__(self, cutouts: Cutouts, wcs: Wcs) -> None:
+        self._cutouts = cutouts
+        self._size = to_host(cutouts.size)
+        self._start = stamp_starts(self._size)
+        self._cards = _card_numbers(_numbers(cutouts, wcs))
+
+    def files(self, kind: str, rows: Array | None = None) -> list[bytes]:
+        """Return the file of each of ``rows`` (indices; default all), in that order.
+
+        ``kind`` is "difference", "science" or "template". Raises InputError for another kind or a row that is not there.
+        """
+        if kind not in CUTOUT_KINDS:
+            raise InputError(f"cutouts are of {', '.join(CUTOUT_KINDS)}, got {kind!r}")
+        n = len(self._size)
+        rows = np.arange(n) if rows is None else np.asarray(rows, np.int64)
+        if rows.size and not (rows.min() >= 0 and rows.max() < n):
+            raise InputError(f"there are {n} cutouts, got row {rows.max() if rows.min() >= 0 else rows.min()}")
+        files: list[bytes] = [b""] * len(rows)
+        size, stamps = self._size[rows], getattr(self._cutouts, kind)
+        for side in np.unique(size):
+            of_size = np.flatnonzero(size == side)
+            for chosen in np.split(of_size, range(AT_ONCE, len(of_size), AT_ONCE)):
+                made = _files(stamps, int(side), self._start[rows[chosen]], rows[chosen], self._cards[:, rows[chosen]])
+                for k, file in zip(chosen.tolist(), made, strict=True):
+                    files[k] = file.tobytes()
+        return files
 
 
 def local_tan(wcs: Wcs, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -85,22 +100,22 @@ def _tangent_plane(ra, dec, ra_to, dec_to) -> np.ndarray:
     return np.degrees(np.stack([east / depth, north / depth], axis=1))
 
 
-def _numbers(cutouts: Cutouts, wcs: Wcs, rows: np.ndarray) -> np.ndarray:
+def _numbers(cutouts: Cutouts, wcs: Wcs) -> np.ndarray:
     """Return (n, 9) float64: the values of the cards `PATCHED`. A source that is nowhere gets the detector's own TAN."""
-    x, y = (to_host(v)[rows].astype(np.float64) for v in (cutouts.x, cutouts.y))
+    x, y = (to_host(v).astype(np.float64) for v in (cutouts.x, cutouts.y))
     x, y = (np.where(np.isfinite(v), v, centre) for v, centre in zip((x, y), wcs.crpix, strict=True))
     ra, dec, cd = local_tan(wcs, x, y)
-    crpix = [v - to_host(first)[rows] + 1.0 for v, first in ((x, cutouts.x0), (y, cutouts.y0))]
+    crpix = [v - to_host(first) + 1.0 for v, first in ((x, cutouts.x0), (y, cutouts.y0))]
     angle = np.degrees(np.arctan2(cd[:, 0, 1], cd[:, 1, 1])) % 360.0
     return np.column_stack([ra, dec, *crpix, cd.reshape(-1, 4), angle])
 
 
-def _files(stamps: StampSet, side: int, start: np.ndarray, rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+def _files(stamps: StampSet, side: int, start: np.ndarray, rows: np.ndarray, cards: np.ndarray) -> np.ndarray:
     """Return (n, length) uint8: the files of stamps of one size."""
     psf = to_host(stamps.psf[rows]).reshape(len(rows), -1)
     template = _template(side, stamps.psf.shape[1])
     files = np.repeat(template.file[None], len(rows), axis=0)
-    for card, text in enumerate(_card_numbers(numbers)):
+    for card, text in enumerate(cards):
         at = template.first_card + card * CARD
         files[:, at + VALUE.start : at + VALUE.stop] = text
     pixel = start[:, None] + np.arange(side**2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from nightstream.engine.tables import n_rows, take
 from nightstream.engine.values import Array, Table
 from nightstream.io.alert_files import write_alert_file
 from nightstream.io.alert_packets import AlertInput, pack_alerts
-from nightstream.io.cutout_fits import fits_cutouts
+from nightstream.io.cutout_fits import CutoutFiles
 from nightstream.io.products import read_cutouts
 from nightstream.scheduler.visit_products import VisitProducts
 
-PACKED_AT_ONCE = 500  # alerts whose stamps are in memory as FITS
+PACKED_AT_ONCE = 2000  # alerts whose stamps are in memory as FITS
 KINDS = ("difference", "science", "template")
 
 
@@ -81,7 +81,7 @@ def spool_name(visit: int, detectors: tuple[int, ...]) -> str:
 
 def _bodies(products: VisitProducts, sources: Table, tables: AlertTables, version: str) -> Iterator[bytes]:
     """The packets, in the order of ``sources``, a few at a time."""
-    stamps = {detector: read_cutouts(path) for detector, path in products.paths.items()}
+    stamps = {detector: CutoutFiles(read_cutouts(path), products.tables[detector].wcs) for detector, path in products.paths.items()}
     for start in range(0, n_rows(sources), PACKED_AT_ONCE):
         chosen = take(sources, slice(start, start + PACKED_AT_ONCE))
         yield from pack_alerts(
@@ -98,14 +98,13 @@ def _bodies(products: VisitProducts, sources: Table, tables: AlertTables, versio
         )
 
 
-def _cutouts(products: VisitProducts, chosen: Table, stamps: dict, kind: str) -> list[bytes]:
+def _cutouts(products: VisitProducts, chosen: Table, stamps: Mapping[int, CutoutFiles], kind: str) -> list[bytes]:
     """The FITS files of one kind of stamp, in the order of ``chosen``."""
     files: list[bytes] = [b""] * n_rows(chosen)
-    for detector in np.unique(chosen["detector"]):
-        tables = products.tables[int(detector)]
+    for detector in np.unique(chosen["detector"]).tolist():
         places = np.flatnonzero(chosen["detector"] == detector)
-        rows = np.searchsorted(tables.dia_sources["dia_source_id"], chosen["dia_source_id"][places])
-        made = fits_cutouts(stamps[int(detector)], kind, tables.wcs, rows)
-        for place, file in zip(places, made, strict=True):
+        ids = products.tables[detector].dia_sources["dia_source_id"]
+        made = stamps[detector].files(kind, np.searchsorted(ids, chosen["dia_source_id"][places]))
+        for place, file in zip(places.tolist(), made, strict=True):
             files[place] = file
     return files

@@ -1,1 +1,1 @@
-"""Everything that crosses the process border: raw FITS, camera YAML, calibration and template stores, HDF5 products."""
+"""Everything that crosses the process border: raw FITS, camera YAML, stores, HDF5 products; alerts and the prompt database."""

@@ -24,10 +24,10 @@ import numpy as np
 import record
 
 from nightstream.engine.values import Table
-from nightstream.io.alert_files import decode_body, read_body, write_alert_file
-from nightstream.io.alert_packets import AlertInput, pack_alerts
-from nightstream.io.avro_rows import encode_rows
-from nightstream.io.avro_schema import NEWEST, alert_schema, record_fields
+from nightstream.io.alerts.avro_rows import encode_rows
+from nightstream.io.alerts.avro_schema import NEWEST, alert_schema, record_fields
+from nightstream.io.alerts.files import decode_body, read_body, write_alert_file
+from nightstream.io.alerts.packets import AlertInput, pack_alerts
 
 N_PREVIOUS, N_FORCED, CUTOUT_BYTES = 40, 60, 33_000
 UNMEASURED = ("trail", "dipole", "timeWithdrawn", "parent", "ssObject")  # null in nearly every real source

@@ -27,7 +27,7 @@ from nightstream.engine.cutouts import cut_stamps
 from nightstream.engine.force import force_photometry
 from nightstream.engine.measure import forced_flux
 from nightstream.engine.values import Cutouts, Exposure, ExposureInfo, MaskedImage, Table
-from nightstream.io.cutout_fits import fits_cutouts
+from nightstream.io.alerts.cutout_fits import fits_cutouts
 from nightstream.io.hdf5_file import create_file
 from nightstream.io.hdf5_values import read_cutouts, write_cutouts
 from nightstream.kernels.psf import PsfModel

@@ -18,8 +18,8 @@ from statistics import median
 import numpy as np
 import record
 
+from nightstream.io.alerts.filters import Filter, FilterConfig, load_filters, run_filters
 from nightstream.io.apdb import DIA_OBJECT, DIA_SOURCE
-from nightstream.io.filters import Filter, FilterConfig, load_filters, run_filters
 from nightstream.io.schema import Schema
 
 KINDS = (
@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def guarded(text: str):
-    from nightstream.io.filter_guard import guard
+    from nightstream.io.alerts.filter_guard import guard
 
     return guard(text)
 

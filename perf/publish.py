@@ -22,9 +22,9 @@ from database import FORCED_VISITS, SOURCE_VISITS, START, filled
 
 from nightstream.engine.config import EngineConfig
 from nightstream.engine.values import Table
-from nightstream.io.alert_files import decode_body, read_body
+from nightstream.io.alerts.distribution import FileSink
+from nightstream.io.alerts.files import decode_body, read_body
 from nightstream.io.apdb import DIA_FORCED_SOURCE, DIA_OBJECT, DIA_SOURCE
-from nightstream.io.distribution import FileSink
 from nightstream.io.prompt_database import PromptDatabase, VisitBatch, open_database
 from nightstream.scheduler.publish import Publisher
 from nightstream.scheduler.publish_queue import EndedVisit

@@ -10,9 +10,9 @@ import numpy as np
 
 from nightstream.engine.tables import n_rows, take
 from nightstream.engine.values import Array, Table
-from nightstream.io.alert_files import write_alert_file
-from nightstream.io.alert_packets import AlertInput, pack_alerts
-from nightstream.io.cutout_fits import CutoutFiles
+from nightstream.io.alerts.cutout_fits import CutoutFiles
+from nightstream.io.alerts.files import write_alert_file
+from nightstream.io.alerts.packets import AlertInput, pack_alerts
 from nightstream.io.products import read_cutouts
 from nightstream.scheduler.visit_products import VisitProducts
 
@@ -81,7 +81,7 @@ def spool_name(visit: int, detectors: tuple[int, ...]) -> str:
 
 def _bodies(products: VisitProducts, sources: Table, tables: AlertTables, version: str) -> Iterator[bytes]:
     """The packets, in the order of ``sources``, a few at a time."""
-    stamps = {detector: CutoutFiles(read_cutouts(path), products.tables[detector].wcs) for detector, path in products.paths.items()}
+    stamps = {d: CutoutFiles(read_cutouts(products.paths[d]), products.tables[d].wcs) for d in products.detectors}
     for start in range(0, n_rows(sources), PACKED_AT_ONCE):
         chosen = take(sources, slice(start, start + PACKED_AT_ONCE))
         yield from pack_alerts(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from nightstream.io.avro_schema import schema_id
-from nightstream.io.distribution import AlertSink, FileSink
-from nightstream.io.filters import FilterConfig
+from nightstream.io.alerts.avro_schema import schema_id
+from nightstream.io.alerts.distribution import AlertSink, FileSink
+from nightstream.io.alerts.filters import FilterConfig
 
 
 class KafkaConfig(BaseModel):
@@ -25,7 +25,7 @@ class KafkaConfig(BaseModel):
     @field_validator("settings")
     @classmethod
     def _keep_the_promise(cls, settings: dict) -> dict:
-        from nightstream.io.kafka_sink import check_settings
+        from nightstream.io.alerts.kafka_sink import check_settings
 
         check_settings(settings)
         return settings
@@ -64,7 +64,7 @@ def make_sink(config: AlertsConfig) -> AlertSink:
     """The sink that ``config`` asks for; waits for no connection. Raises ConfigError for wrong Kafka settings."""
     if config.kafka is None:
         return FileSink(config.alerts_dir)
-    from nightstream.io.kafka_sink import KafkaSink
+    from nightstream.io.alerts.kafka_sink import KafkaSink
 
     kafka = config.kafka
     return KafkaSink(

@@ -18,8 +18,8 @@ import numpy as np
 
 from nightstream.engine.values import Array, Table
 from nightstream.errors import DeliveryError, FileError, NightstreamError
+from nightstream.io.alerts.distribution import AlertSink, Consignment
 from nightstream.io.clock import SECONDS_PER_DAY
-from nightstream.io.distribution import AlertSink, Consignment
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from nightstream.engine.values import Array
-from nightstream.io.alert_files import read_alert_file, read_body, write_alert_file
-from nightstream.io.filters import SITE, AnyFilter, FilterConfig, FilterResult, load_filters, load_site_filters, run_filters
+from nightstream.io.alerts.files import read_alert_file, read_body, write_alert_file
+from nightstream.io.alerts.filters import (
+    SITE,
+    AnyFilter,
+    FilterConfig,
+    FilterResult,
+    load_filters,
+    load_site_filters,
+    run_filters,
+)
 from nightstream.scheduler.alert_batch import AlertBatch
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import io
 import fastavro
 import numpy as np
 
-from nightstream.io.avro_schema import RECORDS, alert_schema, record_fields, record_schema
+from nightstream.io.alerts.avro_schema import RECORDS, alert_schema, record_fields, record_schema
 
 
 def table_from(records, record):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nightstream.io.avro_schema import record_fields
+from nightstream.io.alerts.avro_schema import record_fields
 
 MJD = 61041.25
 SHAPE = 31

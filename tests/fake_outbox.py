@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nightstream.io.alert_files import write_alert_file
+from nightstream.io.alerts.files import write_alert_file
 
 SCHEMA = {
     "type": "record",

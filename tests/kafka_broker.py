@@ -65,7 +65,7 @@ class MockBroker:
 
     def messages(self, mark: dict[int, int] | None = None) -> list:
         """Everything on the topic, or what came after the offsets of ``mark``."""
-        from nightstream.io.kafka_topic import Mark, messages_since
+        from nightstream.io.alerts.kafka_topic import Mark, messages_since
 
         settings = {"bootstrap.servers": self.address}
         return list(messages_since(Mark(self.topic, mark or {}), settings, settle_s=0.0, is_stopping=lambda: False))

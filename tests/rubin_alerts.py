@@ -5,8 +5,8 @@ import math
 from alert_records import fastavro_bytes
 from realdata import real_data
 
-from nightstream.io.alert_files import decode_body
-from nightstream.io.avro_schema import record_fields
+from nightstream.io.alerts.avro_schema import record_fields
+from nightstream.io.alerts.files import decode_body
 
 VERSION = "10.0"
 

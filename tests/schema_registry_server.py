@@ -1,4 +1,4 @@
-"""A schema registry of a few lines: what `nightstream.io.schema_registry` and Confluent's client ask for."""
+"""A schema registry of a few lines: what `nightstream.io.alerts.schema_registry` and Confluent's client ask for."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from nightstream.cli import app
 from nightstream.errors import FileError, InputError
-from nightstream.io.alert_archive import (
+from nightstream.io.alerts.archive import (
     alert_tables,
     find_alerts,
     find_in_file,
@@ -23,8 +23,8 @@ from nightstream.io.alert_archive import (
     read_stamps,
     write_stamps,
 )
-from nightstream.io.alert_files import write_alert_file
-from nightstream.io.filters import load_filters, run_filters
+from nightstream.io.alerts.files import write_alert_file
+from nightstream.io.alerts.filters import load_filters, run_filters
 from nightstream.io.prompt_database import VisitBatch, open_database
 
 VISIT, OBJECT = 2026010100123, 900

@@ -10,8 +10,9 @@ import pytest
 from alert_records import fastavro_bytes, random_table, records_from
 
 from nightstream.errors import FileError, InputError
-from nightstream.io import alert_files
-from nightstream.io.alert_files import (
+from nightstream.io.alerts import files as alert_files
+from nightstream.io.alerts.avro_schema import VERSIONS, alert_schema
+from nightstream.io.alerts.files import (
     decode_body,
     read_alert_file,
     read_body,
@@ -19,7 +20,6 @@ from nightstream.io.alert_files import (
     wire_message,
     write_alert_file,
 )
-from nightstream.io.avro_schema import VERSIONS, alert_schema
 
 
 def make_alerts(n_alerts, version="11.1"):

@@ -11,10 +11,10 @@ from realdata import real_data
 from rubin_alerts import VERSION, rubin_alerts
 
 from nightstream.errors import InputError
-from nightstream.io.alert_files import decode_body, split_message, wire_message
-from nightstream.io.alert_packets import AlertInput, Packet, Records, pack_alerts, splice_packet
-from nightstream.io.avro_rows import encode_rows
-from nightstream.io.avro_schema import VERSIONS, alert_schema, schema_version
+from nightstream.io.alerts.avro_rows import encode_rows
+from nightstream.io.alerts.avro_schema import VERSIONS, alert_schema, schema_version
+from nightstream.io.alerts.files import decode_body, split_message, wire_message
+from nightstream.io.alerts.packets import AlertInput, Packet, Records, pack_alerts, splice_packet
 
 ONE = {"diaSource": "diaSource", "diaObject": "diaObject", "ssSource": "ssSource", "mpc_orbits": "mpc_orbits"}
 MANY = {"prvDiaSources": "diaSource", "prvDiaForcedSources": "diaForcedSource"}

@@ -5,8 +5,8 @@ import pytest
 from alert_records import fastavro_bytes, random_table, records_from
 
 from nightstream.errors import InputError
-from nightstream.io.avro_rows import RowEncoder, encode_rows, zigzag
-from nightstream.io.avro_schema import RECORDS, VERSIONS
+from nightstream.io.alerts.avro_rows import RowEncoder, encode_rows, zigzag
+from nightstream.io.alerts.avro_schema import RECORDS, VERSIONS
 
 
 def split(rows):

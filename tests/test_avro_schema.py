@@ -10,7 +10,7 @@ import pytest
 from realdata import real_data
 
 from nightstream.errors import ConfigError
-from nightstream.io.avro_schema import NEWEST, RECORDS, VERSIONS, alert_schema, record_schema, schema_id, schema_version
+from nightstream.io.alerts.avro_schema import NEWEST, RECORDS, VERSIONS, alert_schema, record_schema, schema_id, schema_version
 
 
 def shape(schema):

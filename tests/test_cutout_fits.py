@@ -19,7 +19,7 @@ from nightstream.engine.config import CutoutConfig, MeasureConfig
 from nightstream.engine.cutouts import cut_stamps
 from nightstream.engine.measure import measure_dia_sources
 from nightstream.errors import InputError
-from nightstream.io.cutout_fits import fits_cutouts, local_tan
+from nightstream.io.alerts.cutout_fits import fits_cutouts, local_tan
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.photometry import psf_flux
 from nightstream.kernels.psf import PsfModel

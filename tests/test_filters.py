@@ -7,10 +7,18 @@ import numpy as np
 import pytest
 
 from nightstream.errors import FileError, InputError
-from nightstream.io import filters as module
-from nightstream.io.filter_guard import MAX_CHARACTERS, guard
-from nightstream.io.filter_sandbox import Sandbox, alert_name
-from nightstream.io.filters import Filter, FilterConfig, RefusedFilter, SiteFilter, load_filters, load_site_filters, run_filters
+from nightstream.io.alerts import filters as module
+from nightstream.io.alerts.filter_guard import MAX_CHARACTERS, guard
+from nightstream.io.alerts.filter_sandbox import Sandbox, alert_name
+from nightstream.io.alerts.filters import (
+    Filter,
+    FilterConfig,
+    RefusedFilter,
+    SiteFilter,
+    load_filters,
+    load_site_filters,
+    run_filters,
+)
 
 VISIT = 2026112200001
 QUICK = FilterConfig(first_seconds=0.05, seconds_per_filter=0.2, seconds_per_visit=0.5)

@@ -14,12 +14,12 @@ from schema_registry_server import RegistryServer
 from send_alerts import publish_visit, run_sender, sent_of
 
 from nightstream.errors import ConfigError, DeliveryError
-from nightstream.io import kafka_topic
+from nightstream.io.alerts import kafka_topic
+from nightstream.io.alerts.kafka_sink import KafkaSink, check_settings
+from nightstream.io.alerts.kafka_topic import end_of
+from nightstream.io.alerts.schema_registry import register_schema
 from nightstream.io.clock import now_mjd_tai
-from nightstream.io.kafka_sink import KafkaSink, check_settings
-from nightstream.io.kafka_topic import end_of
 from nightstream.io.prompt_database import open_database
-from nightstream.io.schema_registry import register_schema
 from nightstream.scheduler.alerts_config import AlertsConfig, KafkaConfig, make_sink
 from nightstream.scheduler.sender import Sender
 

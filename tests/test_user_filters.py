@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_publish import MJD, Night, make_visit, true_sky
 
-from nightstream.io.alert_files import read_alert_file
-from nightstream.io.filters import FilterConfig, SiteFilter
+from nightstream.io.alerts.files import read_alert_file
+from nightstream.io.alerts.filters import FilterConfig, SiteFilter
 from nightstream.scheduler.user_filters import UserFilters
 from nightstream.simulate.catalogue import write_visit
 

@@ -8,8 +8,8 @@ from alert_samples import MJD, sample_alert
 from astropy.time import Time
 from rubin_alerts import rubin_alerts
 
+from nightstream.io.alerts.voevent import NAMESPACE, ivorn, utc_iso, voevent
 from nightstream.io.apdb import DIA_SOURCE
-from nightstream.io.voevent import NAMESPACE, ivorn, utc_iso, voevent
 
 # Elements of VOEvent 2.0, and what each may hold, in the order of the standard's text.
 CHILDREN = {

@@ -20,7 +20,7 @@ from nightstream.engine.calibrate import build_calibrations
 from nightstream.engine.pipeline import DetectorPipeline, calibrate_together
 from nightstream.engine.template import build_template
 from nightstream.engine.values import Table
-from nightstream.io.alert_files import read_alert_file
+from nightstream.io.alerts.files import read_alert_file
 from nightstream.io.calibrations import read_calibrations, write_calibrations
 from nightstream.io.cameras import engine_config
 from nightstream.io.catalogues import read_reference

@@ -15,7 +15,7 @@ from nightstream.commands.common import console, errors_end_the_command
 from nightstream.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nightstream.io.alert_archive import ArchivedAlert
+    from nightstream.io.alerts.archive import ArchivedAlert
 
 UNKNOWN = "-"
 AB_ZERO_POINT = 31.4  # magnitude of 1 nJy
@@ -43,7 +43,7 @@ def alert_command(options: AlertOptions) -> None:
     with errors_end_the_command():
         found = _found(options)
         if options.voevent and options.output is None:
-            from nightstream.io.voevent import voevent
+            from nightstream.io.alerts.voevent import voevent
 
             console.out(voevent(found[-1].packet).decode(), highlight=False)
             return
@@ -88,7 +88,7 @@ def history_table(alerts: list[ArchivedAlert]) -> Table:
 
 
 def _found(options: AlertOptions) -> list[ArchivedAlert]:
-    from nightstream.io.alert_archive import find_alerts, find_in_file
+    from nightstream.io.alerts.archive import find_alerts, find_in_file
     from nightstream.io.prompt_database import open_database
 
     if options.alerts is not None:
@@ -109,9 +109,9 @@ def _spool(options: AlertOptions) -> Path:
 
 def _written(found: list[ArchivedAlert], output: Path, with_voevent: bool) -> Iterator[Path]:
     """Stamps, picture and VOEvent of each alert; yields the paths."""
-    from nightstream.io.alert_archive import write_stamps
+    from nightstream.io.alerts.archive import write_stamps
+    from nightstream.io.alerts.voevent import voevent
     from nightstream.io.atomic import complete_or_absent
-    from nightstream.io.voevent import voevent
     from nightstream.report.stamps import save_alert
 
     for alert in found:
@@ -144,7 +144,7 @@ def _what(packet: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _where_when(source: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    from nightstream.io.voevent import utc_iso
+    from nightstream.io.alerts.voevent import utc_iso
 
     errors = (_formatted(source.get(name), '.3f"', 3600.0) for name in ("raErr", "decErr"))
     yield "ra, dec (ICRS)", f"{source['ra']:.6f}°, {source['dec']:+.6f}° (± {', '.join(errors)})"

@@ -12,7 +12,7 @@ from rich.text import Text
 from nightstream.commands.common import FAILURE, console, error_console, errors_end_the_command
 
 if TYPE_CHECKING:
-    from nightstream.io.filters import AnyFilter, FilterResult
+    from nightstream.io.alerts.filters import AnyFilter, FilterResult
 
 SHOWN_IDS = 3
 
@@ -24,7 +24,7 @@ def filter_command(folder: Path, alerts: Path | None) -> None:
     """
     import typer
 
-    from nightstream.io.filters import RefusedFilter, load_filters, load_site_filters, run_filters
+    from nightstream.io.alerts.filters import RefusedFilter, load_filters, load_site_filters, run_filters
 
     with errors_end_the_command():
         filters = [*load_filters(folder), *load_site_filters()]
@@ -43,7 +43,7 @@ def filter_command(folder: Path, alerts: Path | None) -> None:
 
 def checks_table(filters: Sequence[AnyFilter]) -> Table:
     """Return a row a filter."""
-    from nightstream.io.filters import RefusedFilter
+    from nightstream.io.alerts.filters import RefusedFilter
 
     table = Table(title=f"{len(filters)} filters", title_justify="left")
     for name in ("user", "file", "runs"):
@@ -67,7 +67,7 @@ def results_table(results: Mapping[str, FilterResult]) -> Table:
 
 
 def _tables(alerts: Path) -> dict:
-    from nightstream.io.alert_archive import alert_tables
-    from nightstream.io.alert_files import read_alert_file
+    from nightstream.io.alerts.archive import alert_tables
+    from nightstream.io.alerts.files import read_alert_file
 
     return alert_tables(read_alert_file(alerts))

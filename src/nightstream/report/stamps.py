@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nightstream.io.alert_archive import Packet, Stamp, light_curve, object_id, read_stamps
+from nightstream.io.alerts.archive import Packet, Stamp, light_curve, object_id, read_stamps
 from nightstream.io.apdb import DIA_SOURCE
 from nightstream.report.evaluate import DISQUALIFYING_FLAGS
 from nightstream.report.stretch import asinh_stretch, level_and_noise

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow
 
-    from nightstream.io.filter_guard import GuardedSql
+    from nightstream.io.alerts.filter_guard import GuardedSql
 
 SCHEMAS = {"diaSource": DIA_SOURCE, "diaObject": DIA_OBJECT, "ssSource": SS_SOURCE}
 HOUSE_NAMES = {"diaSource": "dia_sources", "diaObject": "dia_objects", "ssSource": "ss_sources"}

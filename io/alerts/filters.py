@@ -1,7 +1,7 @@
 """Users' and site filters: which alerts of a visit each user gets, at most 20 a user.
 
-A user's filter is a file of SQL, ``<filters>/<user>.sql`` or several as ``<filters>/<user>/*.sql``; `io.filter_guard`
-says what it may hold, `io.filter_sandbox` runs it. A site's filter is trusted Python: an entry point of the group
+A user's filter is a file of SQL, ``<filters>/<user>.sql`` or several as ``<filters>/<user>/*.sql``; `io.alerts.filter_guard`
+says what it may hold, `io.alerts.filter_sandbox` runs it. A site's filter is trusted Python: an entry point of the group
 `nightstream.filters` that gets the tables and returns a mask of the sources. One filter's error is its own.
 """
 
@@ -23,8 +23,8 @@ from nightstream.engine.memory import to_host
 from nightstream.engine.tables import n_rows
 from nightstream.engine.values import Array, Table
 from nightstream.errors import FileError, InputError, NightstreamError
-from nightstream.io.filter_guard import MAX_CHARACTERS, GuardedSql, guard
-from nightstream.io.filter_sandbox import Sandbox, TimeOut
+from nightstream.io.alerts.filter_guard import MAX_CHARACTERS, GuardedSql, guard
+from nightstream.io.alerts.filter_sandbox import Sandbox, TimeOut
 
 ENTRY_POINTS = "nightstream.filters"
 SITE = "site-"  # before the name of an entry point, where users' names stand

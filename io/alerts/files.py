@@ -21,9 +21,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from nightstream.errors import FileError, InputError
+from nightstream.io.alerts.avro_rows import zigzag
+from nightstream.io.alerts.avro_schema import alert_schema, schema_id
 from nightstream.io.atomic import complete_or_absent
-from nightstream.io.avro_rows import zigzag
-from nightstream.io.avro_schema import alert_schema, schema_id
 
 _MAGIC = b"Obj\x01"
 _WIRE = struct.Struct(">bi")  # 0, number of the schema

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from nightstream.errors import ConfigError, DeliveryError, FileError
-from nightstream.io.alert_files import read_body, wire_message
-from nightstream.io.avro_schema import alert_schema, schema_id
+from nightstream.io.alerts.avro_schema import alert_schema, schema_id
+from nightstream.io.alerts.distribution import Consignment, Ledger, read_progress
+from nightstream.io.alerts.files import read_body, wire_message
+from nightstream.io.alerts.kafka_topic import ClientLog, Mark, end_of, messages_since
+from nightstream.io.alerts.schema_registry import register_schema
 from nightstream.io.clock import mjd_tai, now_mjd_tai
-from nightstream.io.distribution import Consignment, Ledger, read_progress
-from nightstream.io.kafka_topic import ClientLog, Mark, end_of, messages_since
-from nightstream.io.schema_registry import register_schema
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message, Producer
@@ -92,7 +92,7 @@ class KafkaSink:
 
     ``settings`` are librdkafka's, laid over `DEFAULTS`. With a ``registry_url`` the schema of an alert's version
     (``schema_of``) is registered under ``subjects`` before the first message, and the registry's id goes into the messages,
-    else `nightstream.io.avro_schema.schema_id`. ``settle_s``: how long the topic must have been quiet at its end, after a
+    else `nightstream.io.alerts.avro_schema.schema_id`. ``settle_s``: how long the topic must have been quiet at its end, after a
     crash, until nothing of the dead producer can still arrive. Raises ConfigError for settings that librdkafka does not know.
     """
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from nightstream.engine.values import Table
 from nightstream.errors import InputError
-from nightstream.io.avro_schema import NEWEST, Field, record_fields
+from nightstream.io.alerts.avro_schema import NEWEST, Field, record_fields
 from nightstream.io.schema import Column, cast_column
 from nightstream.kernels.target import NUMBA_OPTIONS
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from nightstream.engine.values import Table
 from nightstream.errors import InputError
-from nightstream.io.avro_rows import RowEncoder, zigzag
-from nightstream.io.avro_schema import NEWEST
+from nightstream.io.alerts.avro_rows import RowEncoder, zigzag
+from nightstream.io.alerts.avro_schema import NEWEST
 
 Bytes = bytes | memoryview
 CUTOUTS = ("difference", "science", "template")

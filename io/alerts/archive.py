@@ -15,7 +15,7 @@ import numpy as np
 from nightstream.engine.tables import n_rows
 from nightstream.engine.values import Table
 from nightstream.errors import FileError, InputError
-from nightstream.io.alert_files import decode_body, read_alert_file, read_body
+from nightstream.io.alerts.files import decode_body, read_alert_file, read_body
 from nightstream.io.apdb import DIA_OBJECT, DIA_SOURCE, SS_SOURCE
 from nightstream.io.atomic import complete_or_absent
 from nightstream.io.clock import SECONDS_PER_DAY

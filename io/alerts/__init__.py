@@ -1,0 +1,1 @@
+"""Alerts: packets, files, filters, and the ways out of the house."""

@@ -22,7 +22,7 @@ import numpy as np
 import record
 
 from nightstream.io.apdb import DIA_FORCED_SOURCE, DIA_OBJECT, DIA_SOURCE
-from nightstream.io.prompt_database import PromptDatabase, VisitBatch, open_database
+from nightstream.io.database.prompt_database import PromptDatabase, VisitBatch, open_database
 
 SIDE = 0.23  # degrees, of a detector
 ACROSS = 10  # detectors along a side of the wide field

@@ -25,7 +25,7 @@ from nightstream.engine.values import Table
 from nightstream.io.alerts.distribution import FileSink
 from nightstream.io.alerts.files import decode_body, read_body
 from nightstream.io.apdb import DIA_FORCED_SOURCE, DIA_OBJECT, DIA_SOURCE
-from nightstream.io.prompt_database import PromptDatabase, VisitBatch, open_database
+from nightstream.io.database.prompt_database import PromptDatabase, VisitBatch, open_database
 from nightstream.scheduler.publish import Publisher
 from nightstream.scheduler.publish_queue import EndedVisit
 from nightstream.scheduler.sender import Sender

@@ -19,8 +19,8 @@ from nightstream.engine.values import Array
 from nightstream.errors import NightstreamError
 from nightstream.io.cameras import RawCamera
 from nightstream.io.clock import now_mjd_tai
+from nightstream.io.database.prompt_database import open_database
 from nightstream.io.ephemerides import read_ephemerides
-from nightstream.io.prompt_database import open_database
 from nightstream.scheduler.alerts_config import AlertsConfig, make_sink
 from nightstream.scheduler.messages import DetectorReport
 from nightstream.scheduler.preload import Preload, discard_preload

@@ -16,11 +16,12 @@ from nightstream.engine.force import force_photometry
 from nightstream.engine.values import Array, Table
 from nightstream.errors import NightstreamError
 from nightstream.io.apdb import DIA_FORCED_SOURCE
+from nightstream.io.database.prompt_database import CORNERS, PromptDatabase
+from nightstream.io.database.sky_cells import inside_polygon
 from nightstream.io.product_blocks import read_nearby_pixels
 from nightstream.io.products import product_path
-from nightstream.io.prompt_database import CORNERS, PromptDatabase
 from nightstream.io.schema import from_structured, to_structured
-from nightstream.io.sky_cells import inside_polygon, unit_vectors
+from nightstream.kernels.sky_frames import unit_vectors
 
 PADDING_ARCSEC = 1.0  # stored corners are centres of pixels, and edges of distorted images bow
 POSITION = ("dia_object_id", "ra", "dec")

@@ -21,8 +21,8 @@ from nightstream.engine.values import Table
 from nightstream.errors import NightstreamError
 from nightstream.io.atomic import complete_or_absent
 from nightstream.io.cameras import RawCamera
+from nightstream.io.database.prompt_database import PromptDatabase
 from nightstream.io.products import footprint, visit_directory
-from nightstream.io.prompt_database import PromptDatabase
 from nightstream.io.raw import read_info, read_pointing
 from nightstream.scheduler.run import Visit
 

@@ -28,7 +28,7 @@ from nightstream.engine.tables import n_rows, stack, take
 from nightstream.engine.values import Table
 from nightstream.errors import ConflictError, NightstreamError, UnprocessableError
 from nightstream.io.clock import now_mjd_tai
-from nightstream.io.prompt_database import PromptDatabase, VisitBatch
+from nightstream.io.database.prompt_database import PromptDatabase, VisitBatch
 from nightstream.scheduler.alert_batch import AlertBatch, AlertTables, spool_alerts
 from nightstream.scheduler.forced_rows import forced_rows
 from nightstream.scheduler.publish_queue import EndedVisit

@@ -8,7 +8,7 @@ import sys
 from prompt_tables import whole_visit
 
 from nightstream.errors import NightstreamError
-from nightstream.io.prompt_database import open_database
+from nightstream.io.database.prompt_database import open_database
 
 url, first, number, each = sys.argv[1], *map(int, sys.argv[2:])
 try:

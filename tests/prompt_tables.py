@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nightstream.engine.values import Table
-from nightstream.io.prompt_database import VisitBatch
+from nightstream.io.database.prompt_database import VisitBatch
 
 MJD = 61000.0
 

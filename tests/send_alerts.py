@@ -13,12 +13,12 @@ from prompt_tables import alerts, detector_visits
 from nightstream.io.alerts.distribution import AlertSink, FileSink
 from nightstream.io.alerts.files import write_alert_file
 from nightstream.io.alerts.kafka_sink import KafkaSink
-from nightstream.io.prompt_database import PromptDatabase, VisitBatch, open_database
+from nightstream.io.database.prompt_database import PromptDatabase, VisitBatch, open_database
 from nightstream.scheduler.sender import Sender
 
 PROCESSES = multiprocessing.get_context("forkserver")  # which imports what takes long once
 PROCESSES.set_forkserver_preload(
-    ["nightstream.io.prompt_database", "nightstream.io.alerts.kafka_sink", "duckdb", "pyarrow", "confluent_kafka"]
+    ["nightstream.io.database.prompt_database", "nightstream.io.alerts.kafka_sink", "duckdb", "pyarrow", "confluent_kafka"]
 )
 SLOWLY = {"linger.ms": 0, "batch.num.messages": 10, "max.in.flight.requests.per.connection": 1}
 

@@ -25,7 +25,7 @@ from nightstream.io.alerts.archive import (
 )
 from nightstream.io.alerts.files import write_alert_file
 from nightstream.io.alerts.filters import load_filters, run_filters
-from nightstream.io.prompt_database import VisitBatch, open_database
+from nightstream.io.database.prompt_database import VisitBatch, open_database
 
 VISIT, OBJECT = 2026010100123, 900
 READOUT = MJD + 1e-4

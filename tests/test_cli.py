@@ -111,8 +111,8 @@ def test_file_that_is_no_product_is_a_failure(tmp_path):
         ("scheduler: {retries: -1}", "scheduler.retries: input should be greater than or equal to 0, got -1"),
         ("engine: {isr: {colour: red}}", "colour"),
         ("engine: {isr: 3}", "engine.isr must hold settings, got 3"),
-        ("engin: {}", "unknown section engin; there are engine and scheduler"),
-        ("- 1", "wanted the sections engine and scheduler"),
+        ("engin: {}", "unknown section engin; there are engine, scheduler, alerts"),
+        ("- 1", "wanted the sections engine, scheduler, alerts"),
         ("a: [", "not valid YAML"),
     ],
 )

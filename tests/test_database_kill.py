@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nightstream.errors import DatabaseError
-from nightstream.io.prompt_database import PromptDatabase, open_database
+from nightstream.io.database.prompt_database import PromptDatabase, open_database
 
 WRITER = Path(__file__).with_name("database_writer.py")
 EACH = 500  # sources on each of the two detectors of a visit

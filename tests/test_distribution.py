@@ -15,7 +15,7 @@ from send_alerts import publish_visit, run_sender, sent_of
 from nightstream.errors import DeliveryError, FileError
 from nightstream.io.alerts.distribution import Consignment, FileSink, publish, read_progress
 from nightstream.io.clock import mjd_tai, now_mjd_tai
-from nightstream.io.prompt_database import open_database
+from nightstream.io.database.prompt_database import open_database
 from nightstream.scheduler.alerts_config import AlertsConfig, make_sink
 from nightstream.scheduler.sender import Sender
 

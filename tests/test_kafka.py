@@ -19,7 +19,7 @@ from nightstream.io.alerts.kafka_sink import KafkaSink, check_settings
 from nightstream.io.alerts.kafka_topic import end_of
 from nightstream.io.alerts.schema_registry import register_schema
 from nightstream.io.clock import now_mjd_tai
-from nightstream.io.prompt_database import open_database
+from nightstream.io.database.prompt_database import open_database
 from nightstream.scheduler.alerts_config import AlertsConfig, KafkaConfig, make_sink
 from nightstream.scheduler.sender import Sender
 

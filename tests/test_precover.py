@@ -17,9 +17,9 @@ from nightstream.cli import app
 from nightstream.engine.force import flux_limit, force_photometry
 from nightstream.engine.values import DetectorProducts, Exposure
 from nightstream.errors import FileError, InputError
+from nightstream.io.database.prompt_database import VisitBatch, open_database
 from nightstream.io.product_blocks import read_nearby_pixels
 from nightstream.io.products import product_path, read_detector_products, write_detector_products
-from nightstream.io.prompt_database import VisitBatch, open_database
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.wcs import Wcs
 from nightstream.scheduler.precover import KEY, force_from_product, precover

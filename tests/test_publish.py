@@ -11,7 +11,7 @@ from astropy.io import fits
 from nightstream.engine.config import EngineConfig
 from nightstream.errors import ConflictError
 from nightstream.io.alerts.files import read_alert_file
-from nightstream.io.prompt_database import open_database
+from nightstream.io.database.prompt_database import open_database
 from nightstream.scheduler.publish import Publisher
 from nightstream.scheduler.publish_queue import EndedVisit
 from nightstream.simulate.catalogue import CatalogueVisit, write_visit

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nightstream.errors import InputError
-from nightstream.io.sky_cells import (
+from nightstream.io.database.sky_cells import (
     LEVEL,
     cell_centres,
     cells_of,
@@ -16,8 +16,8 @@ from nightstream.io.sky_cells import (
     is_in_ranges,
     merge_ranges,
     rows_in_ranges,
-    unit_vectors,
 )
+from nightstream.kernels.sky_frames import unit_vectors
 
 PLACES = [(10.0, -20.0), (0.0, 0.0), (359.99, 5.0), (45.0, 35.26), (123.0, 89.95), (200.0, -89.99), (135.0, 0.0)]
 

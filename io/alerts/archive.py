@@ -19,7 +19,7 @@ from nightstream.io.alerts.files import decode_body, read_alert_file, read_body
 from nightstream.io.apdb import DIA_OBJECT, DIA_SOURCE, SS_SOURCE
 from nightstream.io.atomic import complete_or_absent
 from nightstream.io.clock import SECONDS_PER_DAY
-from nightstream.io.prompt_database import PromptDatabase
+from nightstream.io.database.prompt_database import PromptDatabase
 from nightstream.io.schema import Column, Schema
 
 CUTOUTS = {"science": "cutoutScience", "template": "cutoutTemplate", "difference": "cutoutDifference"}

@@ -89,7 +89,7 @@ def history_table(alerts: list[ArchivedAlert]) -> Table:
 
 def _found(options: AlertOptions) -> list[ArchivedAlert]:
     from nightstream.io.alerts.archive import find_alerts, find_in_file
-    from nightstream.io.prompt_database import open_database
+    from nightstream.io.database.prompt_database import open_database
 
     if options.alerts is not None:
         return find_in_file(options.alerts, options.number, of_object=options.of_object)

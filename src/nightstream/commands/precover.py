@@ -30,7 +30,7 @@ def precover_command(database: str, products: Path, days: float) -> None:
 
 def _precover(database: str, products: Path, days: float, progress) -> PrecoverySummary:
     from nightstream.io.clock import now_mjd_tai
-    from nightstream.io.prompt_database import open_database
+    from nightstream.io.database.prompt_database import open_database
     from nightstream.scheduler.precover import precover
 
     if "://" not in database and not Path(database).is_file():

@@ -11,7 +11,7 @@ import numpy as np
 
 from nightstream.engine.tables import take
 from nightstream.engine.values import Array, Table
-from nightstream.io.sky_cells import unit_vectors
+from nightstream.kernels.sky_frames import unit_vectors
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from nightstream.errors import DatabaseError
-from nightstream.io.store import PerThread
+from nightstream.io.database.store import PerThread
 
 CHECKPOINT = "256MB"  # of log before it is worked in: doing so rewrites the last rows of every table, too much for each visit
 
 
 class DuckdbSession:
-    """A transaction on the cursor of one thread; see `nightstream.io.store.Session`."""
+    """A transaction on the cursor of one thread; see `nightstream.io.database.store.Session`."""
 
     def __init__(self, cursor) -> None:
         self._cursor = cursor
@@ -48,7 +48,7 @@ class DuckdbSession:
 
 
 class DuckdbStore:
-    """One DuckDB file; see `nightstream.io.store.Store`. ``threads`` and ``memory_gib`` are at most what it uses."""
+    """One DuckDB file; see `nightstream.io.database.store.Store`. ``threads`` and ``memory_gib`` are at most what it uses."""
 
     indexed = False
 

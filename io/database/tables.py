@@ -31,7 +31,7 @@ FORMAT_VERSION = "1"  # of what is ours: keys, helper tables
 SQL_TYPES = {"i8": "BIGINT", "i4": "INTEGER", "i2": "SMALLINT", "f8": "DOUBLE PRECISION", "f4": "REAL", "b1": "BOOLEAN"}
 NULL_TEXTS = {"f": "'NaN'", "i": "0", "b": "false", "S": "''"}
 
-_CELL = parse_columns("cell l! - - cell of the sky, see io.sky_cells")
+_CELL = parse_columns("cell l! - - cell of the sky, see io.database.sky_cells")
 
 _ALERT_FILE = """
 alertFile       t64!   - meta.ref.url  spool file of alert packets

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import numpy as np
 
 from nightstream.errors import DatabaseError
-from nightstream.io.store import PerThread
+from nightstream.io.database.store import PerThread
 
 WRITERS = 0x4E53_5044_4201  # the advisory lock that whoever writes holds
 
 
 class PostgresSession:
-    """A transaction on the connection of one thread; see `nightstream.io.store.Session`."""
+    """A transaction on the connection of one thread; see `nightstream.io.database.store.Session`."""
 
     _types = {"i": "BIGINT", "f": "DOUBLE PRECISION", "S": "TEXT", "U": "TEXT"}
 
@@ -25,7 +25,7 @@ class PostgresSession:
         self._cursor.execute(sql, _plain(parameters))
 
     def fetch(self, sql: str, dtypes: Sequence[str], parameters: Sequence = ()) -> list[np.ndarray]:
-        from nightstream.io.postgres_copy import decode_rows
+        from nightstream.io.database.postgres_copy import decode_rows
 
         buffer = bytearray()
         with self._cursor.copy(f"COPY ({sql}) TO STDOUT (FORMAT BINARY)", _plain(parameters)) as copy:
@@ -34,7 +34,7 @@ class PostgresSession:
         return decode_rows(buffer, dtypes)
 
     def insert(self, table: str, columns: Mapping[str, np.ndarray]) -> None:
-        from nightstream.io.postgres_copy import encode_rows
+        from nightstream.io.database.postgres_copy import encode_rows
 
         names = ", ".join(f'"{name}"' for name in columns)
         with self._cursor.copy(f"COPY {table} ({names}) FROM STDIN (FORMAT BINARY)") as copy:
@@ -50,7 +50,7 @@ class PostgresSession:
 
 
 class PostgresStore:
-    """One PostgreSQL database, by its ``postgresql://`` URL; see `nightstream.io.store.Store`. A connection per thread."""
+    """One PostgreSQL database, by its ``postgresql://`` URL; see `.store.Store`. A connection per thread."""
 
     indexed = True
 

@@ -5,7 +5,7 @@
         Session        one transaction: SQL, NumPy columns in and out
 
 A detector of a visit is written in one transaction, together with all others of its `VisitBatch`: all or nothing, and never
-twice. How rows become consistent on writing is in `nightstream.io.database_write`.
+twice. How rows become consistent on writing is in `nightstream.io.database.writing`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,18 @@ import numpy as np
 
 from nightstream.engine.values import Array, Table
 from nightstream.errors import DatabaseError, InputError
-from nightstream.io import database_write
-from nightstream.io.database_tables import (
+from nightstream.io.database import writing
+from nightstream.io.database.sky_cells import (
+    cells_of,
+    cover,
+    fill_gaps,
+    inside_polygon,
+    is_in_ranges,
+    merge_ranges,
+    rows_in_ranges,
+)
+from nightstream.io.database.store import Session, Store
+from nightstream.io.database.tables import (
     ALERT_FAILURES,
     ALERT_FILES,
     ALERTS,
@@ -36,20 +46,11 @@ from nightstream.io.database_tables import (
     fingerprint,
     selected,
 )
-from nightstream.io.sky_cells import (
-    cells_of,
-    cover,
-    fill_gaps,
-    inside_polygon,
-    is_in_ranges,
-    merge_ranges,
-    rows_in_ranges,
-)
-from nightstream.io.store import Session, Store
 
 DAYS_OF_HISTORY = 365.25
 SECONDS_PER_DAY = 86400.0
 MOST_RANGES = 8  # of cells in one query; more cost more than the few objects they would leave out
+OBJECT_IDS = ("diaObjectId", "ssObjectId")
 IN_IDS = "IN (SELECT unnest(%s::BIGINT[]))"
 CORNERS = (("llcra", "llcdec"), ("ulcra", "ulcdec"), ("urcra", "urcdec"), ("lrcra", "lrcdec"))
 
@@ -91,10 +92,10 @@ def open_database(url: str | Path, *, read_only: bool = False, threads: int = 2,
     reached, is in use by another process (embedded), or was made by another version.
     """
     if str(url).startswith(("postgresql://", "postgres://")):
-        from nightstream.io.postgres_store import PostgresStore
+        from nightstream.io.database.postgres_store import PostgresStore
 
         return PromptDatabase(PostgresStore(str(url), read_only=read_only))
-    from nightstream.io.duckdb_store import DuckdbStore
+    from nightstream.io.database.duckdb_store import DuckdbStore
 
     return PromptDatabase(DuckdbStore(url, read_only=read_only, threads=threads, memory_gib=memory_gib))
 
@@ -137,18 +138,18 @@ class PromptDatabase:
     def published_detectors(self, visit: int) -> set[int]:
         """Return the detectors of ``visit`` that are stored."""
         with self._store.transaction() as session:
-            return database_write.published_detectors(session, visit)
+            return writing.published_detectors(session, visit)
 
     def claimed_objects(self, visit: int) -> Array:
-        """Return the ids (int64, sorted) of DIAObjects that have a DIASource in ``visit``."""
-        sql = f'SELECT DISTINCT "diaObjectId" FROM {DIA_SOURCES.name} WHERE "visit" = %s AND "diaObjectId" IS NOT NULL'
+        """Return the ids (int64, sorted) of the DIAObjects and Solar System objects that have a DIASource in ``visit``."""
+        ids = (f'SELECT "{name}" FROM {DIA_SOURCES.name} WHERE "visit" = %s AND "{name}" IS NOT NULL' for name in OBJECT_IDS)
         with self._store.transaction() as session:
-            return np.sort(session.fetch(sql, ["i8"], [visit])[0])
+            return np.unique(session.fetch(" UNION ".join(ids), ["i8"], [visit, visit])[0])
 
     def next_forced_id(self) -> int:
         """Return the number of the next forced source. Whoever writes rows with it first, wins."""
         with self._store.transaction() as session:
-            return database_write.next_forced_id(session)
+            return writing.next_forced_id(session)
 
     def objects_in(
         self,
@@ -222,9 +223,9 @@ class PromptDatabase:
         of a DIAObject ends the validity of the one before. Raises ConflictError if forced sources come numbered and
         somebody else took their numbers, InputError for tables that do not fit.
         """
-        prepared = database_write.prepare(batch)
+        prepared = writing.prepare(batch)
         with self._store.transaction(write=True) as session:
-            return database_write.write(session, batch.visit, batch.alert_file, prepared)
+            return writing.write(session, batch.visit, batch.alert_file, prepared)
 
     # The outbox
 
@@ -257,12 +258,12 @@ class PromptDatabase:
         ids = _ids(ids)
         times = np.array(np.broadcast_to(np.asarray(sent_mjd_tai, np.float64), ids.shape))
         with self._store.transaction(write=True) as session:
-            database_write.mark_sent(session, ids, times)
+            writing.mark_sent(session, ids, times)
 
     def mark_failed(self, ids: Array, reason: str) -> None:
         """Note that the alerts of the DIASources ``ids`` can never leave, and why."""
         with self._store.transaction(write=True) as session:
-            database_write.mark_failed(session, _ids(ids), reason)
+            writing.mark_failed(session, _ids(ids), reason)
 
     # The archive
 
@@ -318,12 +319,12 @@ class PromptDatabase:
     def add_forced(self, forced_sources: Table) -> int:
         """Store forced sources, numbered here, of objects that have none on that (visit, detector); return how many."""
         with self._store.transaction(write=True) as session:
-            return database_write.add_forced(session, forced_sources)
+            return writing.add_forced(session, forced_sources)
 
     def mark_precovered(self, ids: Array, mjd_tai: float) -> None:
         """Note that the DIAObjects ``ids`` were looked for on older images."""
         with self._store.transaction(write=True) as session:
-            database_write.mark_precovered(session, _ids(ids), mjd_tai)
+            writing.mark_precovered(session, _ids(ids), mjd_tai)
 
     # Opening
 
@@ -333,7 +334,7 @@ class PromptDatabase:
                 return
         with self._store.transaction(write=True) as session:
             if not _has_tables(session):
-                database_write.create_tables(session, wanted_metadata(), indexed=self._store.indexed)
+                writing.create_tables(session, wanted_metadata(), indexed=self._store.indexed)
 
     def _check_version(self) -> None:
         found, wanted = self.metadata(), wanted_metadata()

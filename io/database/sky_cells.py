@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from nightstream.errors import InputError
+from nightstream.kernels.sky_frames import unit_vectors
 
 LEVEL = 13
 ARCSEC = np.pi / 180 / 3600
@@ -25,13 +26,6 @@ _FRAMES = np.array(
     ],
     dtype=np.float64,
 )
-
-
-def unit_vectors(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
-    """Return the (n, 3) unit vectors of positions in degrees."""
-    ra, dec = np.radians(np.asarray(ra, np.float64)), np.radians(np.asarray(dec, np.float64))
-    cos_dec = np.cos(dec)
-    return np.stack([cos_dec * np.cos(ra), cos_dec * np.sin(ra), np.sin(dec)], axis=-1)
 
 
 def cells_of(ra: np.ndarray, dec: np.ndarray, level: int = LEVEL) -> np.ndarray:

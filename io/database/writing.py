@@ -13,7 +13,9 @@ import numpy as np
 
 from nightstream.engine.values import Array, Table
 from nightstream.errors import ConflictError, InputError
-from nightstream.io.database_tables import (
+from nightstream.io.database.sky_cells import cells_of
+from nightstream.io.database.store import Session
+from nightstream.io.database.tables import (
     ALERT_FAILURES,
     ALERT_FILES,
     ALERTS,
@@ -28,11 +30,9 @@ from nightstream.io.database_tables import (
     StoredTable,
     values_to_store,
 )
-from nightstream.io.sky_cells import cells_of
-from nightstream.io.store import Session
 
 if TYPE_CHECKING:
-    from nightstream.io.prompt_database import VisitBatch
+    from nightstream.io.database.prompt_database import VisitBatch
 
 Columns = dict[str, np.ndarray]  # by APDB name; NULLs masked
 

@@ -1,0 +1,1 @@
+"""The prompt database: one interface, two engines."""

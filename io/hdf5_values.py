@@ -21,6 +21,7 @@ from nightstream.kernels.wcs import Wcs
 
 FORMAT_VERSION = 1  # raised when a reader of the old files would misread the new ones
 CUTOUT_COLUMNS = ("size", "x0", "y0", "x", "y")
+STAMP_PLANES = ("image", "mask", "variance", "psf")
 CUTOUT_KINDS = ("difference", "science", "template")
 
 
@@ -74,26 +75,27 @@ def read_exposure(group: h5py.Group) -> Exposure:
 
 
 def write_cutouts(parent: h5py.Group, name: str, cutouts: Cutouts) -> None:
-    """Write the stamps in a new group: a dataset a box column, and a group of flat planes (nJy) an image."""
+    """Write the stamps in a new group: a dataset a box column, and a group of flat planes (nJy) an image.
+
+    They are not compressed: beside the images they are small, and the alerts wait for them.
+    """
     group = parent.create_group(name)
     for column in CUTOUT_COLUMNS:
         group.create_dataset(column, data=to_host(getattr(cutouts, column)))
     for kind in CUTOUT_KINDS:
         stamps: StampSet = getattr(cutouts, kind)
-        planes = write_masked_image(group, kind, MaskedImage(stamps.image, stamps.mask, stamps.variance), "nJy")
-        write_plane(planes, "psf", stamps.psf.ravel(), {"size": stamps.psf.shape[1]})
+        planes = group.create_group(kind)
+        for plane in STAMP_PLANES:
+            planes.create_dataset(plane, data=to_host(getattr(stamps, plane)))
+        planes.attrs["unit"] = "nJy"
+        planes["mask"].attrs.update(mask_attributes())
 
 
 def read_cutouts(group: h5py.Group) -> Cutouts:
     """Return what `write_cutouts` wrote, bit by bit."""
     columns = {name: group[name][()] for name in CUTOUT_COLUMNS}
-    return Cutouts(**columns, **{kind: _read_stamps(group[kind]) for kind in CUTOUT_KINDS})
-
-
-def _read_stamps(group: h5py.Group) -> StampSet:
-    side = int(group["psf"].attrs["size"])
-    planes = (group[name][()] for name in ("image", "mask", "variance"))
-    return StampSet(*planes, group["psf"][()].reshape(-1, side, side))
+    kinds = {kind: StampSet(*(group[kind][plane][()] for plane in STAMP_PLANES)) for kind in CUTOUT_KINDS}
+    return Cutouts(**columns, **kinds)
 
 
 def write_wcs(group: h5py.Group, wcs: Wcs | None) -> None:

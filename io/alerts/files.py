@@ -11,6 +11,7 @@ import json
 import os
 import struct
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ _MAGIC = b"Obj\x01"
 _WIRE = struct.Struct(">bi")  # 0, number of the schema
 _BUFFER_BYTES = 1 << 20
 _LEVEL = 1  # of compression
+_THREADS, _AHEAD = 2, 32  # that deflate; packets they may be behind
 FLUSH_BYTES = 32 << 20
 
 
@@ -44,15 +46,15 @@ def write_alert_file(
 ) -> Places:
     """Write Avro bodies of schema ``version`` as an object container file, complete or not at all.
 
-    ``ids`` are the packets' diaSourceIds, in the order of ``bodies``; the same packets give the same file. Only one body
-    is in memory at a time. Raises InputError when there are more or fewer bodies than ids, and FileError when the file
+    ``ids`` are the packets' diaSourceIds, in the order of ``bodies``; the same packets give the same file. Only a few
+    bodies are in memory at a time. Raises InputError when there are more or fewer bodies than ids, and FileError when the file
     cannot be written; errors from ``bodies`` pass through. Either way nothing is left behind.
     """
-    lengths, ends, deflate = [], [], _deflate()
+    lengths, ends = [], []
     sync = hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=16).digest()
-    with complete_or_absent(path, visit=visit) as temporary, _early_file(temporary) as file:
+    with complete_or_absent(path, visit=visit) as temporary, _early_file(temporary) as file, ThreadPoolExecutor(_THREADS) as pool:
         position = file.write(_header(version, sync))
-        for data in map(deflate, bodies):
+        for data in _ahead(pool, _deflate(), bodies):
             position += file.write(_block_start(len(data))) + file.write(data)
             lengths.append(len(data))
             ends.append(position)
@@ -155,6 +157,17 @@ def _as_alert(record: Any) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"got a {type(record).__name__}, wanted a record")
     return record
+
+
+def _ahead(pool: Executor, work: Callable[[bytes], bytes], bodies: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield ``work`` of each body, in order; a few are worked on while the next ones are made."""
+    waiting: deque[Future] = deque()
+    for body in bodies:
+        waiting.append(pool.submit(work, body))
+        if len(waiting) > _AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _deflate() -> Callable[[bytes], bytes]:

@@ -114,8 +114,8 @@ def read_record(parent: h5py.Group, name: str, kind: type) -> Any:
         if field.name in group.attrs:
             values[field.name] = group.attrs[field.name].item()
         elif field.name in group:
-            is_text = h5py.check_string_dtype(group[field.name].dtype) is not None
-            values[field.name] = read_text(group, field.name) if is_text else group[field.name][()]
+            value = group[field.name][()]
+            values[field.name] = value.decode() if isinstance(value, bytes) else value
     return kind(**values)
 
 

@@ -22,7 +22,7 @@ from nightstream.kernels.wcs import Wcs
 _ROW_TYPES: list[tuple] = []  # row types met so far: in the file, in NumPy, in HDF5's memory
 FORMAT_VERSION = 1  # raised when a reader of the old files would misread the new ones
 CUTOUT_COLUMNS = ("size", "x0", "y0", "x", "y")
-STAMP_PLANES = ("image", "mask", "variance", "psf")
+STAMP_PLANES = ("image", "mask", "variance")
 CUTOUT_KINDS = ("difference", "science", "template")
 
 
@@ -76,27 +76,29 @@ def read_exposure(group: h5py.Group) -> Exposure:
 
 
 def write_cutouts(parent: h5py.Group, name: str, cutouts: Cutouts) -> None:
-    """Write the stamps in a new group: a dataset a box column, and a group of flat planes (nJy) an image.
+    """Write the stamps in a new group: ``boxes``, a row a source; ``image``, ``mask``, ``variance``, a row of pixels a kind.
 
     They are not compressed: beside the images they are small, and the alerts wait for them.
     """
     group = parent.create_group(name)
-    for column in CUTOUT_COLUMNS:
-        group.create_dataset(column, data=to_host(getattr(cutouts, column)))
-    for kind in CUTOUT_KINDS:
-        stamps: StampSet = getattr(cutouts, kind)
-        planes = group.create_group(kind)
-        for plane in STAMP_PLANES:
-            planes.create_dataset(plane, data=to_host(getattr(stamps, plane)))
-        planes.attrs["unit"] = "nJy"
-        planes["mask"].attrs.update(mask_attributes())
+    columns = [to_host(getattr(cutouts, column)) for column in CUTOUT_COLUMNS]
+    group.create_dataset("boxes", data=np.rec.fromarrays(columns, names=CUTOUT_COLUMNS))
+    kinds = [getattr(cutouts, kind) for kind in CUTOUT_KINDS]
+    for plane in STAMP_PLANES:
+        dataset = group.create_dataset(plane, data=np.stack([to_host(getattr(stamps, plane)) for stamps in kinds]))
+        dataset.attrs["kinds"] = CUTOUT_KINDS
+    group["image"].attrs["unit"], group["variance"].attrs["unit"] = "nJy", "nJy**2"
+    group["mask"].attrs.update(mask_attributes())
+    for kind, stamps in zip(CUTOUT_KINDS, kinds, strict=True):
+        group.create_dataset(f"psf_{kind}", data=to_host(stamps.psf))
 
 
 def read_cutouts(group: h5py.Group) -> Cutouts:
     """Return what `write_cutouts` wrote, bit by bit."""
-    columns = {name: group[name][()] for name in CUTOUT_COLUMNS}
-    kinds = {kind: StampSet(*(group[kind][plane][()] for plane in STAMP_PLANES)) for kind in CUTOUT_KINDS}
-    return Cutouts(**columns, **kinds)
+    boxes = group["boxes"][()]
+    planes = zip(*(group[plane][()] for plane in STAMP_PLANES), strict=True)
+    kinds = {kind: StampSet(*pixels, group[f"psf_{kind}"][()]) for kind, pixels in zip(CUTOUT_KINDS, planes, strict=True)}
+    return Cutouts(**{name: np.ascontiguousarray(boxes[name]) for name in CUTOUT_COLUMNS}, **kinds)
 
 
 def write_wcs(group: h5py.Group, wcs: Wcs | None) -> None:

@@ -5,8 +5,8 @@
     difference/         the same; absent without a template
     dia_sources         compound table with the columns of the APDB's DiaSource
     forced_sources      compound table with the columns of the APDB's DiaForcedSource
-    cutouts/            size, x0, y0, x, y of every DIASource's stamps, and difference/, science/, template/: image, mask,
-                        variance (nJy; flat, stamp after stamp), psf; absent without a template
+    cutouts/            boxes: size, x0, y0, x, y of every DIASource's stamps; image, mask, variance: a row each of difference,
+                        science and template, stamp after stamp, nJy; psf_<kind>; absent without a template
     summary, timings, provenance, versions     groups of attributes; timings in seconds
 
 The master ``visit.h5`` links the detectors' files and says in ``detectors/status`` how each of them ended.

@@ -28,6 +28,7 @@ class AlertTables:
     dia_objects: Table
     prv_dia_sources: Table  # without this visit; by object, then time
     prv_dia_forced_sources: Table  # with this visit; by object, then time
+    prv_moving_sources: Table  # of Solar System objects, without this visit; by object, then time
     ss_sources: Table
 
 
@@ -90,6 +91,7 @@ def _bodies(products: VisitProducts, sources: Table, tables: AlertTables, versio
                 dia_objects=tables.dia_objects,
                 prv_dia_sources=tables.prv_dia_sources,
                 prv_dia_forced_sources=tables.prv_dia_forced_sources,
+                prv_moving_sources=tables.prv_moving_sources,
                 ss_sources=tables.ss_sources,
                 mpc_orbits={},
                 cutouts=tuple(_cutouts(products, chosen, stamps, kind) for kind in KINDS),
@@ -98,9 +100,9 @@ def _bodies(products: VisitProducts, sources: Table, tables: AlertTables, versio
         )
 
 
-def _cutouts(products: VisitProducts, chosen: Table, stamps: Mapping[int, CutoutFiles], kind: str) -> list[bytes]:
+def _cutouts(products: VisitProducts, chosen: Table, stamps: Mapping[int, CutoutFiles], kind: str) -> list[memoryview]:
     """The FITS files of one kind of stamp, in the order of ``chosen``."""
-    files: list[bytes] = [b""] * n_rows(chosen)
+    files: list[memoryview] = [memoryview(b"")] * n_rows(chosen)
     for detector in np.unique(chosen["detector"]).tolist():
         places = np.flatnonzero(chosen["detector"] == detector)
         ids = products.tables[detector].dia_sources["dia_source_id"]

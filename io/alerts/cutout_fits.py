@@ -44,7 +44,7 @@ PATCHED = {
 
 def fits_cutouts(cutouts: Cutouts, kind: str, wcs: Wcs, rows: Array | None = None) -> list[bytes]:
     """Return a FITS file for each of ``rows`` (indices; default all) of ``cutouts``, in that order; see `CutoutFiles`."""
-    return CutoutFiles(cutouts, wcs).files(kind, rows)
+    return [bytes(file) for file in CutoutFiles(cutouts, wcs).files(kind, rows)]
 
 
 class CutoutFiles:
@@ -59,8 +59,8 @@ class CutoutFiles:
         self._start = stamp_starts(self._size)
         self._cards = _card_numbers(_numbers(cutouts, wcs))
 
-    def files(self, kind: str, rows: Array | None = None) -> list[bytes]:
-        """Return the file of each of ``rows`` (indices; default all), in that order.
+    def files(self, kind: str, rows: Array | None = None) -> list[memoryview]:
+        """Return the bytes of the file of each of ``rows`` (indices; default all), in that order.
 
         ``kind`` is "difference", "science" or "template". Raises InputError for another kind or a row that is not there.
         """
@@ -70,14 +70,14 @@ class CutoutFiles:
         rows = np.arange(n) if rows is None else np.asarray(rows, np.int64)
         if rows.size and not (rows.min() >= 0 and rows.max() < n):
             raise InputError(f"there are {n} cutouts, got row {rows.max() if rows.min() >= 0 else rows.min()}")
-        files: list[bytes] = [b""] * len(rows)
+        files: list[memoryview] = [memoryview(b"")] * len(rows)
         size, stamps = self._size[rows], getattr(self._cutouts, kind)
         for side in np.unique(size):
             of_size = np.flatnonzero(size == side)
             for chosen in np.split(of_size, range(AT_ONCE, len(of_size), AT_ONCE)):
                 made = _files(stamps, int(side), self._start[rows[chosen]], rows[chosen], self._cards[:, rows[chosen]])
                 for k, file in zip(chosen.tolist(), made, strict=True):
-                    files[k] = file.tobytes()
+                    files[k] = file.data
         return files
 
 

@@ -177,11 +177,7 @@ def _deflate() -> Callable[[bytes], bytes]:
     except ImportError:
         library = zlib
 
-    def deflate(body: bytes) -> bytes:
-        packer = library.compressobj(_LEVEL, wbits=-zlib.MAX_WBITS)
-        return packer.compress(body) + packer.flush()
-
-    return deflate
+    return lambda body: library.compress(body, _LEVEL, wbits=-zlib.MAX_WBITS)  # at once: other threads run meanwhile
 
 
 @cache

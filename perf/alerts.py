@@ -61,6 +61,7 @@ def visit(n_alerts: int, seed: int = 1) -> AlertInput:
         dia_objects=measured_table("diaObject", n_alerts, rng) | {"dia_object_id": objects},
         prv_dia_sources=history("diaSource", objects, N_PREVIOUS, rng),
         prv_dia_forced_sources=history("diaForcedSource", objects, N_FORCED, rng),
+        prv_moving_sources={},
         ss_sources={},
         mpc_orbits={},
         cutouts=tuple([picture[(7 * index + kind) % 100] for index in range(n_alerts)] for kind in range(3)),

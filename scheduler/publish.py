@@ -108,6 +108,7 @@ class Publisher:
         """What was known of the sources' objects before, and what they are now."""
         ids = np.unique(sources["dia_object_id"][sources["dia_object_id"] > 0])
         before, forced_before = self.database.history(ids, since)
+        moving = np.unique(sources["ss_object_id"][sources["ss_object_id"] > 0])
         of_ids = take(forced, np.isin(forced["dia_object_id"], ids))
         all_forced = _by_object(stack([forced_before, of_ids]))
         objects = summarize_objects(ids, stack([before, sources]), all_forced, mjd, self.engine.dia_object)
@@ -116,6 +117,7 @@ class Publisher:
             dia_objects=objects,
             prv_dia_sources=before,
             prv_dia_forced_sources=all_forced,
+            prv_moving_sources=self.database.solar_system_history(moving, since) if len(moving) else {},
             ss_sources=ss_sources,
         )
 

@@ -2,11 +2,12 @@
 
 import datetime
 import io
+import json
 
 import fastavro
 import numpy as np
 
-from nightstream.io.alerts.avro_schema import RECORDS, alert_schema, record_fields, record_schema
+from nightstream.io.alerts.avro_schema import RECORDS, alert_schema, record_fields, record_schema, schema_version
 
 
 def table_from(records, record):
@@ -80,3 +81,15 @@ def fastavro_bytes(records, record, version="11.1"):
         fastavro.schemaless_writer(buffer, schema, entry)
         written.append(buffer.getvalue())
     return written
+
+
+class KnownSchemas:
+    """Stands for Confluent's registry client: knows our schemas by their numbers."""
+
+    def get_schema(self, number, *_args, **_kwargs):
+        from confluent_kafka.schema_registry import Schema
+
+        return Schema(json.dumps(alert_schema(schema_version(number))), "AVRO")
+
+    def config(self):
+        return {}

@@ -1,23 +1,23 @@
 """Whole packets: real Rubin alerts come back equal, bytes are fastavro's, and every alert gets its own history."""
 
 import io
-import json
 
 import fastavro
 import numpy as np
 import pytest
-from alert_records import fastavro_bytes, random_table, records_from, table_from
+from alert_records import KnownSchemas, fastavro_bytes, random_table, records_from, table_from
 from realdata import real_data
 from rubin_alerts import VERSION, rubin_alerts
 
 from nightstream.errors import InputError
 from nightstream.io.alerts.avro_rows import encode_rows
-from nightstream.io.alerts.avro_schema import VERSIONS, alert_schema, schema_version
+from nightstream.io.alerts.avro_schema import VERSIONS, schema_version
 from nightstream.io.alerts.files import decode_body, split_message, wire_message
 from nightstream.io.alerts.packets import AlertInput, Packet, Records, pack_alerts, splice_packet
 
 ONE = {"diaSource": "diaSource", "diaObject": "diaObject", "ssSource": "ssSource", "mpc_orbits": "mpc_orbits"}
 MANY = {"prvDiaSources": "diaSource", "prvDiaForcedSources": "diaForcedSource"}
+FOUND_BY = {"diaObjectId": ("prv_dia_sources", "prv_dia_forced_sources", "dia_objects"), "ssObjectId": ("prv_moving_sources",)}
 CUTOUTS = ("cutoutDifference", "cutoutScience", "cutoutTemplate")
 
 
@@ -35,23 +35,11 @@ def our_body(alert, version):
     return splice_packet(Packet(alert["diaSourceId"], *texts, encoded["diaSource"], *arrays.values(), *records, cutouts))
 
 
-class Registry:
-    """Stands for Confluent's registry client: knows our schemas by their numbers."""
-
-    def get_schema(self, number, *_args, **_kwargs):
-        from confluent_kafka.schema_registry import Schema
-
-        return Schema(json.dumps(alert_schema(schema_version(number))), "AVRO")
-
-    def config(self):
-        return {}
-
-
 @pytest.fixture(scope="module")
 def deserializer():
     """Return Confluent's own deserializer, or skip."""
     avro = pytest.importorskip("confluent_kafka.schema_registry.avro")
-    return avro.AvroDeserializer(Registry())
+    return avro.AvroDeserializer(KnownSchemas())
 
 
 @pytest.mark.real
@@ -88,6 +76,7 @@ def tables_from(alerts):
         dia_objects=table_from(single["diaObject"], "diaObject"),
         prv_dia_sources=table_from(histories, "diaSource"),
         prv_dia_forced_sources={},
+        prv_moving_sources={},
         ss_sources=table_from(single["ssSource"], "ssSource"),
         mpc_orbits=table_from(list(orbits.values()), "mpc_orbits"),
         cutouts=tuple([alert[name] for alert in alerts] for name in CUTOUTS),
@@ -119,19 +108,19 @@ def test_rubin_example_comes_back_equal(version):
 
 
 def make_input(n_alerts=7, seed=3, **changes):
-    """Return alerts of which one in three is a Solar System object, the others of objects with 0 to 3 rows of history."""
+    """Return alerts of which one in three is a Solar System object; each object has 0 to 3 rows of history."""
     rng = np.random.default_rng(seed)
     ids, moving = np.arange(1, n_alerts + 1), np.arange(n_alerts) % 3 == 2
-    objects = np.where(moving, 0, 1000 + rng.permutation(n_alerts))
-    known = objects[~moving]
-    n_rows = np.arange(len(known)) % 4
+    objects, movers = (np.where(chosen, 1000 + rng.permutation(n_alerts), 0) for chosen in (~moving, moving))
+    known, numbers = objects[~moving], {"dia_source_id": ids, "dia_object_id": objects, "ss_object_id": movers}
     histories = {
-        name: random_table(record, n_rows.sum(), seed + 2) | {"dia_object_id": np.sort(np.repeat(known, n_rows))}
-        for name, record in (("prv_dia_sources", "diaSource"), ("prv_dia_forced_sources", "diaForcedSource"))
+        "prv_dia_sources": history_of(known, "diaSource", seed + 2, "dia_object_id"),
+        "prv_dia_forced_sources": history_of(known, "diaForcedSource", seed + 2, "dia_object_id"),
+        "prv_moving_sources": history_of(movers[moving], "diaSource", seed + 3, "ss_object_id"),
     }
     names = np.array([f"2026 A{number}" for number in range(moving.sum())], np.str_)
     values = {
-        "dia_sources": random_table("diaSource", n_alerts, seed) | {"dia_source_id": ids, "dia_object_id": objects},
+        "dia_sources": random_table("diaSource", n_alerts, seed) | numbers,
         "dia_objects": random_table("diaObject", len(known), seed) | {"dia_object_id": rng.permutation(known)},
         **histories,
         "ss_sources": random_table("ssSource", moving.sum(), seed) | {"dia_source_id": ids[moving], "designation": names},
@@ -140,6 +129,12 @@ def make_input(n_alerts=7, seed=3, **changes):
         "target_name": "cosmos",
     }
     return AlertInput(**(values | changes))
+
+
+def history_of(objects, record, seed, name):
+    """Return 0 to 3 rows of each object, sorted by the column ``name``, which holds its number."""
+    n_rows = np.arange(len(objects)) % 4
+    return random_table(record, n_rows.sum(), seed) | {name: np.sort(np.repeat(objects, n_rows))}
 
 
 def expected(alerts, version):
@@ -151,6 +146,7 @@ def expected(alerts, version):
             "dia_objects": "diaObject",
             "prv_dia_sources": "diaSource",
             "prv_dia_forced_sources": "diaForcedSource",
+            "prv_moving_sources": "diaSource",
             "ss_sources": "ssSource",
             "mpc_orbits": "mpc_orbits",
         }.items()
@@ -160,8 +156,9 @@ def expected(alerts, version):
 
 def expected_one(source, tables, alerts, index):
     mine = {
-        name: [row for row in tables[name] if source["diaObjectId"] is not None and row["diaObjectId"] == source["diaObjectId"]]
-        for name in ("prv_dia_sources", "prv_dia_forced_sources", "dia_objects")
+        name: [row for row in tables[name] if source[key] is not None and row[key] == source[key]]
+        for key, names in FOUND_BY.items()
+        for name in names
     }
     known = [row for row in tables["ss_sources"] if row["diaSourceId"] == source["diaSourceId"]]
     orbits = [row for row in tables["mpc_orbits"] if known and row["designation"] == known[0]["designation"]]
@@ -170,7 +167,7 @@ def expected_one(source, tables, alerts, index):
         "observation_reason": alerts.observation_reason or None,
         "target_name": alerts.target_name or None,
         "diaSource": source,
-        "prvDiaSources": mine["prv_dia_sources"] or None,
+        "prvDiaSources": mine["prv_dia_sources"] or mine["prv_moving_sources"] or None,
         "prvDiaForcedSources": mine["prv_dia_forced_sources"] if mine["dia_objects"] else None,
         "diaObject": next(iter(mine["dia_objects"]), None),
         "ssSource": next(iter(known), None),
@@ -215,8 +212,8 @@ def test_pictures_are_asked_for_when_needed():
 def test_no_alerts():
     """A visit without sources has no packets."""
     nothing = AlertInput(
-        dia_sources={}, dia_objects={}, prv_dia_sources={}, prv_dia_forced_sources={}, ss_sources={}, mpc_orbits={},
-        cutouts=([], [], []),
+        dia_sources={}, dia_objects={}, prv_dia_sources={}, prv_dia_forced_sources={}, prv_moving_sources={}, ss_sources={},
+        mpc_orbits={}, cutouts=([], [], []),
     )  # fmt: skip
     assert list(pack_alerts(nothing)) == []
 
@@ -241,6 +238,7 @@ def test_an_object_must_be_there():
 
 def test_histories_must_be_sorted():
     """A history in another order would give alerts the wrong rows: it is refused."""
-    history = {name: values[::-1] for name, values in make_input().prv_dia_sources.items()}
-    with pytest.raises(InputError, match="history must be sorted by dia_object_id"):
-        pack_alerts(make_input(prv_dia_sources=history))
+    for history, key in (("prv_dia_sources", "dia_object_id"), ("prv_moving_sources", "ss_object_id")):
+        table = {name: values[::-1] for name, values in getattr(make_input(30), history).items()}
+        with pytest.raises(InputError, match=f"history must be sorted by {key}"):
+            pack_alerts(make_input(30, **{history: table}))

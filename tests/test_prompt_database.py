@@ -174,6 +174,23 @@ def test_history_is_sorted_by_object_then_time(database):
     assert [len(table["ra"]) for table in database.history(np.empty(0, int), EVER)] == [0, 0]
 
 
+def test_history_of_solar_system_objects_is_sorted_by_object_then_time(database):
+    """Their sources have no DIAObject; those of others, older, withdrawn or of nothing asked for are left out."""
+    for visit in (3, 1, 2):
+        known = np.array([52, 51, 53, 0])
+        withdrawn = np.where((visit == 1) & (known == 51), MJD, np.nan)
+        moving = sources(
+            100 * visit + np.arange(4), [0, 0, 0, 7], visit, mjd=MJD + visit, ss_object_id=known,
+            time_withdrawn_mjd_tai=withdrawn,
+        )  # fmt: skip
+        database.write(VisitBatch(visit=visit, detector_visits=detector_visits(visit), dia_sources=moving))
+    found = database.solar_system_history([52, 51], EVER)
+    np.testing.assert_array_equal(found["ss_object_id"], [51, 51, 52, 52, 52])
+    np.testing.assert_array_equal(found["visit"], [2, 3, 1, 2, 3])
+    assert len(database.solar_system_history([51], MJD + 3)["ra"]) == 1
+    assert len(database.solar_system_history([], EVER)["ra"]) == 0
+
+
 def test_withdrawn_sources_are_no_history(database):
     """A source that was withdrawn is not part of the history."""
     table = sources([1, 2], [5, 5], 7, 1, time_withdrawn_mjd_tai=np.array([np.nan, MJD + 1]))

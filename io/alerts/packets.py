@@ -23,17 +23,18 @@ _NULL, _VALUE = b"\x00", b"\x02"  # which branch of ["null", something] follows
 class AlertInput:
     """What the alerts of one visit are made of. Tables have the columns of `io.apdb`; an empty dict has no rows.
 
-    Histories must be sorted by dia_object_id, and within an object by time. The pictures are asked for one alert after
-    another and dropped, so that a sequence may make them then and they need not be in memory together.
+    Histories must be sorted by the object they are found by, and within an object by time. The pictures are asked for one
+    alert after another and dropped, so that a sequence may make them then and they need not be in memory together.
     """
 
     dia_sources: Table  # one alert each, in this order
     dia_objects: Table  # those the sources belong to, in any order
     prv_dia_sources: Table  # 12 months of their other sources
     prv_dia_forced_sources: Table  # 12 months of their forced sources, this visit's included
+    prv_moving_sources: Table  # 12 months of the other sources of Solar System objects, found by ss_object_id
     ss_sources: Table  # those of the sources that are known Solar System objects, in any order
     mpc_orbits: Table  # orbits of these, in any order, found by designation
-    cutouts: tuple[Sequence[bytes], Sequence[bytes], Sequence[bytes]]  # FITS: difference, science, template; one per alert
+    cutouts: tuple[Sequence[Bytes], Sequence[Bytes], Sequence[Bytes]]  # FITS: difference, science, template; one per alert
     observation_reason: str = ""  # of the visit; empty is null
     target_name: str = ""
 
@@ -64,7 +65,8 @@ def pack_alerts(alerts: AlertInput, version: str = NEWEST) -> Iterator[bytes]:
     """Yield the Avro body of every alert, in the order of ``alerts.dia_sources``.
 
     As in Rubin's packets a first detection has null instead of an empty list of previous sources, and sources without
-    DIAObject have null for all that belongs to one. `encode_rows` says which values become null.
+    DIAObject have null for all that belongs to one; other than Rubin's, those of Solar System objects have their previous
+    sources. `encode_rows` says which values become null.
 
     Raises InputError when a source's DIAObject is missing, histories are not sorted, pictures are fewer than alerts, or a
     table lacks a column: all before the first packet. A picture that is empty and values that a column cannot hold
@@ -112,8 +114,9 @@ class _Part:
 
 
 def _parts(alerts: AlertInput, version: str) -> list[_Part]:
-    """Return the parts in the order of the packet's fields."""
-    sources, objects = alerts.dia_sources, _ids(alerts.dia_sources, "dia_object_id")
+    """Return the parts in the order of the packet's fields; the previous sources of both kinds of objects."""
+    sources, moving = alerts.dia_sources, _ids(alerts.dia_sources, "ss_object_id")
+    objects = _ids(sources, "dia_object_id")
     own, rows = _ids(sources, "dia_source_id"), np.arange(len(objects))
     found = _find(objects, _ids(alerts.dia_objects, "dia_object_id"))
     missing = (found[1] == 0) & (objects != 0)
@@ -125,6 +128,7 @@ def _parts(alerts: AlertInput, version: str) -> list[_Part]:
         for table, record, places in (
             (sources, "diaSource", (rows, np.ones_like(rows))),
             (alerts.prv_dia_sources, "diaSource", _history(objects, alerts.prv_dia_sources)),
+            (alerts.prv_moving_sources, "diaSource", _history(moving, alerts.prv_moving_sources, "ss_object_id")),
             (alerts.prv_dia_forced_sources, "diaForcedSource", _history(objects, alerts.prv_dia_forced_sources)),
             (alerts.dia_objects, "diaObject", found),
             (alerts.ss_sources, "ssSource", known),
@@ -137,14 +141,14 @@ def _packets(alerts: AlertInput, parts: list[_Part], n_alerts: int) -> Iterator[
     own = _ids(alerts.dia_sources, "dia_source_id").tolist()
     for start in range(0, n_alerts, _BLOCK):
         encoded = [part.encode(slice(start, start + _BLOCK)) for part in parts]
-        for index, (source, previous, forced, dia_object, ss_source, orbit) in enumerate(zip(*encoded, strict=True), start):
+        for index, (source, *before, forced, dia_object, ss_source, orbit) in enumerate(zip(*encoded, strict=True), start):
             yield splice_packet(
                 Packet(
                     dia_source_id=own[index],
                     observation_reason=alerts.observation_reason,
                     target_name=alerts.target_name,
                     dia_source=source.body,
-                    prv_dia_sources=previous if previous.number else None,
+                    prv_dia_sources=next((records for records in before if records.number), None),
                     prv_dia_forced_sources=forced if dia_object.number else None,
                     dia_object=dia_object.body if dia_object.number else None,
                     ss_source=ss_source.body if ss_source.number else None,
@@ -154,7 +158,7 @@ def _packets(alerts: AlertInput, parts: list[_Part], n_alerts: int) -> Iterator[
             )
 
 
-def _picture(alerts: AlertInput, own: list[int], kind: int, index: int) -> bytes:
+def _picture(alerts: AlertInput, own: list[int], kind: int, index: int) -> Bytes:
     picture = alerts.cutouts[kind][index]
     if not picture:
         raise InputError(f"the alert of DIASource {own[index]} has no {CUTOUTS[kind]} cutout")
@@ -179,11 +183,11 @@ def _find(wanted: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return start, found.astype(np.int64)
 
 
-def _history(objects: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Return where in a sorted history each object's rows begin, and how many there are."""
-    ids = _ids(table, "dia_object_id")
+def _history(objects: np.ndarray, table: Table, name: str = "dia_object_id") -> tuple[np.ndarray, np.ndarray]:
+    """Return where in a history sorted by the column ``name`` each object's rows begin, and how many there are."""
+    ids = _ids(table, name)
     if (ids[1:] < ids[:-1]).any():
-        raise InputError("the history must be sorted by dia_object_id")
+        raise InputError(f"the history must be sorted by {name}")
     starts = np.searchsorted(ids, objects, "left")
     counts = np.searchsorted(ids, objects, "right") - starts
     return starts, np.where(objects == 0, 0, counts)

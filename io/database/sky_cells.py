@@ -7,6 +7,8 @@ consecutive cells of the next level. Poles and the wrap of right ascension are n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from nightstream.errors import InputError
@@ -117,6 +119,20 @@ def rows_in_ranges(sorted_cells: np.ndarray, ranges: np.ndarray) -> np.ndarray:
     starts = np.searchsorted(sorted_cells, ranges[:, 0], side="left")
     ends = np.searchsorted(sorted_cells, ranges[:, 1], side="right")
     return np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)] or [np.empty(0, np.int64)])
+
+
+def is_in_any(cells, ra, dec, polygons: Sequence, covers: Sequence[tuple], padding_arcsec: float) -> np.ndarray:
+    """Return whether each position (deg), of which ``cells`` are the cells, is in any of the polygons and its padding.
+
+    ``covers`` are the polygons' `cover`. Positions are looked at only in cells on a border.
+    """
+    found = is_in_ranges(cells, merge_ranges(np.concatenate([inside for inside, _ in covers] or [np.empty((0, 2), int)])))
+    order = np.flatnonzero(~found)
+    order = order[np.argsort(cells[order], kind="stable")]
+    for polygon, (_, border) in zip(polygons, covers, strict=True):
+        rows = order[rows_in_ranges(cells[order], border)]
+        found[rows[inside_polygon(ra[rows], dec[rows], polygon, padding_arcsec)]] = True
+    return found
 
 
 def merge_ranges(ranges: np.ndarray) -> np.ndarray:

@@ -90,7 +90,9 @@ class StoredTable:
         return tuple(column for column in self.schema.columns if column.name != "cell")
 
 
-DIA_SOURCES = StoredTable(DIA_SOURCE, ("diaSourceId",), (("diaObjectId", "midpointMjdTai"), ("visit", "detector")))
+DIA_SOURCES = StoredTable(
+    DIA_SOURCE, ("diaSourceId",), (("diaObjectId", "midpointMjdTai"), ("ssObjectId",), ("visit", "detector"))
+)
 FORCED_SOURCES = StoredTable(DIA_FORCED_SOURCE, ("diaForcedSourceId",), (("diaObjectId", "midpointMjdTai"),))
 DIA_OBJECTS = StoredTable(DIA_OBJECT, ("diaObjectId", "validityStartMjdTai"))
 LAST_OBJECTS = StoredTable(

@@ -28,9 +28,9 @@ def complete_or_absent(path: str | Path, *, visit: int | None = None, detector: 
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)
+        flush(path.parent)
     except NightstreamError as error:
         raise error.locate(**where) from None
     except OSError as error:
@@ -63,7 +63,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until the file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

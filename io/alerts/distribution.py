@@ -18,7 +18,7 @@ from typing import Protocol
 
 from nightstream.engine.values import Array, Table
 from nightstream.errors import FileError
-from nightstream.io.atomic import complete_or_absent
+from nightstream.io.atomic import complete_or_absent, flush
 from nightstream.io.clock import now_mjd_tai
 
 NO_HARD_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}  # another disk, or a disk without them
@@ -114,7 +114,7 @@ def publish(source: Path, path: Path, *, visit: int | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             _link_or_copy(source, path, visit)
-        _flush_folder(path.parent)
+        flush(path.parent)
     except FileError:
         raise
     except OSError as error:
@@ -149,10 +149,3 @@ def read_progress(text: str) -> dict:
 def _is_same(a: Path, b: Path) -> bool:
     return a.exists() and (a.samefile(b) or filecmp.cmp(a, b, shallow=False))
 
-
-def _flush_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

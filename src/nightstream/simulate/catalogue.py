@@ -14,7 +14,7 @@ import numpy as np
 from nightstream.engine.config import EngineConfig
 from nightstream.engine.cutouts import cut_stamps
 from nightstream.engine.force import flux_limit, force_photometry, join_positions, source_positions
-from nightstream.engine.measure import source_ids
+from nightstream.engine.measure import identity_columns
 from nightstream.engine.values import Array, DetectorProducts, Exposure, ExposureInfo, MaskedImage, Table
 from nightstream.io.products import write_detector_products
 from nightstream.kernels.psf import PsfModel
@@ -85,13 +85,7 @@ def source_table(info: ExposureInfo, wcs: Wcs, x: Array, y: Array, flux: Array, 
     ra, dec = wcs.sky_from_pixel(x, y)
     measured = flux + rng.normal(0, FLUX_ERROR_NJY, n)
     in_degrees = np.full(n, POSITION_ERROR_ARCSEC / 3600, np.float32)
-    return {
-        "dia_source_id": source_ids(info.visit, info.detector, n),
-        "visit": np.full(n, info.visit, np.int64),
-        "detector": np.full(n, info.detector, np.int16),
-        "band": np.full(n, info.band),
-        "midpoint_mjd_tai": np.full(n, info.midpoint_mjd_tai),
-        "exposure_time": np.full(n, info.exposure_time_s, np.float32),
+    return identity_columns(info, n) | {
         "ra": ra,
         "dec": dec,
         "ra_err": in_degrees,

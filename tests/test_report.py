@@ -17,7 +17,6 @@ from nightstream.report.evaluate import concatenate, evaluate, is_reliable
 from nightstream.report.quicklook import save_quicklook
 from nightstream.report.stretch import asinh_stretch, level_and_noise
 from nightstream.report.tables import accuracy_table, visit_table
-from nightstream.report.triplets import aligned_cutout, choose_best, cutout, describe, make_triplet, save_triplets
 from nightstream.scheduler.events import FrameStatus
 from nightstream.scheduler.run import VisitSummary
 from nightstream.simulate.psf import MoffatPsf
@@ -120,14 +119,6 @@ def test_stretch_is_monotone_between_zero_and_one():
     assert (grey.min(), grey.max()) == (0.0, 1.0)
 
 
-def test_cutout_is_blank_outside():
-    """A cutout at the corner keeps its size and its centre; what lies outside is NaN."""
-    image = np.arange(20.0).reshape(4, 5)
-    small = cutout(image, 0.2, 3.4, half=1)
-    np.testing.assert_array_equal(small, [[np.nan, 10, 11], [np.nan, 15, 16], [np.nan, np.nan, np.nan]])
-    assert np.isnan(cutout(image, 50.0, 50.0, half=1)).all()
-
-
 def make_scene(seed=3):
     """Return (visit image, difference, template, transients) of one small exposure with an ideal difference."""
     rng = np.random.default_rng(seed)
@@ -164,45 +155,10 @@ def make_scene(seed=3):
     return visit_image, change, template, new
 
 
-def test_template_cutout_lines_up_with_the_science_image():
-    """On a dithered template the same stars fall on the same pixels of the two cutouts."""
-    visit_image, _, template, _ = make_scene()
-    brightest = np.unravel_index(np.argmax(visit_image.pixels.image), SHAPE)
-    old = aligned_cutout(template, visit_image, brightest[1], brightest[0], half=6)
-    now = cutout(visit_image.pixels.image, brightest[1], brightest[0], half=6) * visit_image.njy_per_unit
-    # noise of both, and cubic interpolation of a 4-pixel PSF good to a percent of the peak
-    np.testing.assert_allclose(old, now, atol=5 * 0.5 * NOISE * 1.2 + 0.02 * now.max())
-
-
-def evaluated_scene(new):
-    truth = changes(x=new["x"], y=new["y"], visit=np.full(3, 20270120001), difference_flux_njy=0.5 * new["electrons"])
-    found = sources(x=new["x"], y=new["y"], visit=np.full(3, 20270120001), psf_flux=0.5 * new["electrons"] + 50.0,
-                    snr=[150.0, 40.0, 10.0])  # fmt: skip
-    return evaluate(found, truth)
-
-
-def test_triplets_are_drawn(tmp_path):
-    """Every chosen detection gets three panels; the file is a PNG of the expected size."""
-    visit_image, difference, template, new = make_scene()
-    result = evaluated_scene(new)
-    triplets = []
-    for row in choose_best(result):
-        title, caption = describe(result, row, hosts=np.array([-1, 4, -1]))
-        x, y = result.changes["x"][row], result.changes["y"][row]
-        triplets.append(make_triplet(visit_image, difference, template, x, y, title=title, caption=caption))
-    path = save_triplets(triplets, tmp_path / "triplets.png", "Best detections")
-    assert len(triplets) == 3
-    assert path.read_bytes().startswith(b"\x89PNG")
-    # the transient is in science and difference, not in the template
-    peaks = [getattr(triplets[0], name)[25, 25] for name in ("science", "template", "difference")]
-    assert peaks[0] > 10 * abs(peaks[1])
-    assert peaks[2] > 10 * abs(peaks[1])
-
-
 def test_quicklook_is_drawn_from_a_product_file(tmp_path):
     """The picture of a product on disk has a panel for image, mask and difference."""
     visit_image, difference, _, new = make_scene()
-    found = evaluated_scene(new).sources
+    found = sources(x=new["x"], y=new["y"])
     products = DetectorProducts(
         visit_image=visit_image, difference=difference, dia_sources={k: found[k] for k in ("x", "y", "snr", "is_dipole")},
         forced_sources={}, summary={}, timings_s={}, provenance={},

@@ -65,7 +65,10 @@ def test_nothing_measured_is_drawn(tmp_path):
 def test_alerts_say_what_they_are():
     """Known asteroid, object with a history, or new."""
     assert "object 900, 6 detections in 13 days" in describe_alert(sample_alert())[0]
-    assert "Solar System object 2001 SB97" in describe_alert(sample_alert(moving=True))[0]
+    moving = sample_alert(moving=True)
+    assert "Solar System object 2001 SB97  ·" in describe_alert(moving)[0]
+    followed = moving | {"prvDiaSources": sample_alert()["prvDiaSources"]}
+    assert "Solar System object 2001 SB97, 6 detections in 13 days" in describe_alert(followed)[0]
     assert "new object" in describe_alert(sample_alert() | {"prvDiaSources": []})[0]
     assert (
         "S/N 90.0  ·  9.00 ± 0.10 µJy  ·  ra 150.10000°, dec -2.20000°  ·  reliability 0.97" == describe_alert(sample_alert())[1]
@@ -73,12 +76,14 @@ def test_alerts_say_what_they_are():
 
 
 def test_the_page_shows_each_object_once():
-    """Of an object the alert with the longest history; the brightest asteroid last; nothing flagged; any order of alerts."""
+    """Of an object the alert with the longest history; the same of asteroids, last; nothing flagged; any order of alerts."""
     fixed = [alert(1, of=1), alert(2, of=1, history=3), alert(3, snr=90), alert(4, snr=-80), alert(5, snr=5, history=1)]
     alerts = [*fixed, alert(6, snr=200, moving=True), alert(7, snr=300, moving=True), alert(8, snr=999, dipole=True)]
     assert [one["diaSourceId"] for one in choose_alerts(alerts, 3)] == [2, 5, 7]
     assert [one["diaSourceId"] for one in choose_alerts(alerts[::-1], 3)] == [2, 5, 7]
     assert [one["diaSourceId"] for one in choose_alerts(alerts, 20)] == [2, 5, 3, 4, 7]
+    followed = alert(9, snr=20, history=2, moving=True)
+    assert [one["diaSourceId"] for one in choose_alerts([*alerts, followed], 3)] == [2, 5, 9]
     assert choose_alerts([], 4) == choose_alerts(alerts, 0) == []
 
 

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from nightstream.io.alerts.archive import Packet, Stamp, light_curve, object_id, read_stamps
+from nightstream.io.alerts.archive import CUTOUTS, Packet, Stamp, light_curve, object_id, read_stamps
 from nightstream.io.apdb import DIA_SOURCE
 from nightstream.report.evaluate import DISQUALIFYING_FLAGS
 from nightstream.report.stretch import asinh_stretch, level_and_noise
-from nightstream.report.triplets import DIFFERENCE_RANGE_SIGMA, PANELS
 
 WIDTH_INCH, STAMP_INCH, GAP_INCH, EDGE_INCH = 12.0, 2.0, 0.06, 0.3
 ROW_INCH, HEAD_INCH = 2.75, 0.7
 BAND_COLOURS = {"u": "#0c71ff", "g": "#49be61", "r": "#c61c00", "i": "#ffc200", "z": "#f341a2", "y": "#5d0000"}
 BLANK = "#e8eef5"  # as in the other pictures: no data
+PANELS = tuple(CUTOUTS)  # from left to right
+DIFFERENCE_RANGE_SIGMA = 8.0  # of the grey scale at least, to each side of zero
 LIMIT_SIGMA = 5.0
 BETTER_PART = 0.6  # of the objects of a night; the rest may be noise
 FLAGS = tuple(DIA_SOURCE.by_name[name].apdb for name in DISQUALIFYING_FLAGS)
@@ -54,15 +55,15 @@ def choose_alerts(alerts: Sequence[Packet], count: int = 6) -> list[Packet]:
     """Return alerts that make a telling page: of each object the one with the longest history, bright and faint ones.
 
     Objects with a history come before those without; where there are too many, those come that are evenly spread over the
-    better part, ranked by length of history, then |S/N|. The most significant known Solar System object comes last. Flagged
-    alerts do not come.
+    better part, ranked by length of history, then |S/N|. The first known Solar System object in that rank comes last.
+    Flagged alerts do not come.
     """
     clean = [packet for packet in alerts if not any(packet["diaSource"].get(flag) for flag in FLAGS)]
     moving = [packet for packet in clean if packet.get("ssSource")]
     best: dict[int, Packet] = {}
     for packet in sorted((packet for packet in clean if not packet.get("ssSource")), key=_length_then_snr):
         best[object_id(packet) or packet["diaSourceId"]] = packet
-    last = sorted(moving, key=_snr)[-1:] if count else []
+    last = sorted(moving, key=_length_then_snr)[-1:] if count else []
     room = count - len(last)
     ranked = sorted(best.values(), key=_length_then_snr, reverse=True)
     chosen = _spread([packet for packet in ranked if packet.get("prvDiaSources")], room)
@@ -75,13 +76,12 @@ def describe_alert(packet: Packet) -> tuple[str, str]:
     source = packet["diaSource"]
     history = packet.get("prvDiaSources") or ()
     moving = packet.get("ssSource")
+    what = f"object {object_id(packet)}" if history else "new object"
     if moving:
         what = f"Solar System object {moving.get('designation') or moving.get('ssObjectId')}"
-    elif history:
+    if history:
         days = source["midpointMjdTai"] - min(row["midpointMjdTai"] for row in history)
-        what = f"object {object_id(packet)}, {len(history) + 1} detections in {_span(days)}"
-    else:
-        what = "new object"
+        what += f", {len(history) + 1} detections in {_span(days)}"
     where = f"visit {source['visit']}, detector {source['detector']}, {source.get('band') or '?'}"
     title = f"{packet['diaSourceId']}  ·  {what}  ·  {where}"
     caption = f"S/N {_number(source.get('snr'), '.1f')}  ·  {_number(source.get('psfFlux'), '.2f', 1e3)}"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from nightstream.engine.config import EngineConfig
 from nightstream.engine.dia_objects import summarize_objects
 from nightstream.engine.tables import n_rows, stack, take
 from nightstream.engine.values import Table
-from nightstream.errors import ConflictError, NightstreamError, UnprocessableError
+from nightstream.errors import ConflictError, DisconnectedError, NightstreamError, UnprocessableError
 from nightstream.io.clock import now_mjd_tai
 from nightstream.io.database.prompt_database import PromptDatabase, VisitBatch
 from nightstream.scheduler.alert_batch import AlertBatch, AlertTables, spool_alerts
@@ -37,7 +38,7 @@ from nightstream.scheduler.visit_summary import detector_visit_rows
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 5  # at a visit, while other processes write to the same database
+ATTEMPTS = 5  # at a visit, when other processes wrote to the same database meanwhile, or its server was restarted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,21 +77,27 @@ class Publisher:
         """
         start = time.perf_counter()
         for attempt in range(ATTEMPTS):
-            products = read_visit(ended.visit, ended.products, skip=self.database.published_detectors(ended.visit))
-            if not products.detectors:
-                return PublishedVisit(visit=ended.visit, problems=products.problems)
             try:
-                done = self._publish(products, ended.arrived_mjd_tai)
-            except ConflictError:
-                logger.info("visit %d: somebody else wrote meanwhile, attempt %d", ended.visit, attempt + 1)
+                with self.database.alone() if attempt else nullcontext():  # who was overtaken once makes the others wait
+                    done = self._attempt(ended)
+            except (ConflictError, DisconnectedError) as error:
+                logger.info("attempt %d at visit %d: %s", attempt + 1, ended.visit, error)
+                failure = error
                 continue
             return replace(done, seconds=time.perf_counter() - start)
-        raise ConflictError(f"not stored in {ATTEMPTS} attempts, since others wrote meanwhile", visit=ended.visit)
+        raise ConflictError(f"not stored in {ATTEMPTS} attempts: {failure.message}", visit=ended.visit) from failure
 
-    def _publish(self, products: VisitProducts, arrived_mjd_tai: float) -> PublishedVisit:
+    def _attempt(self, ended: EndedVisit) -> PublishedVisit:
+        revision = self.database.revision()  # before anything else is read: it tells if others write meanwhile
+        products = read_visit(ended.visit, ended.products, skip=self.database.published_detectors(ended.visit))
+        if not products.detectors:
+            return PublishedVisit(visit=ended.visit, problems=products.problems)
+        return self._publish(products, ended.arrived_mjd_tai, revision)
+
+    def _publish(self, products: VisitProducts, arrived_mjd_tai: float, revision: int) -> PublishedVisit:
         mjd = products.midpoint_mjd_tai
         since = mjd - self.engine.dia_object.history_days
-        first_forced_id = self.database.next_forced_id()  # before anything else is read: it tells if others write meanwhile
+        first_forced_id = self.database.next_forced_id()
         objects = self.database.objects_in(products.footprints, self._padding_arcsec, mjd, since_mjd_tai=since)
         found = self._associate(products, objects)
         sources, products = _associated(products.dia_sources, found), products.without(found.refused)
@@ -101,7 +108,7 @@ class Publisher:
         tables = self._with_history(sources, forced, found.ss_sources, mjd, since)
         alerts = spool_alerts(products, tables, self.spool_dir, self.schema_version, arrived_mjd_tai)
         self.on_alerts(alerts)
-        self.database.write(_batch(products, tables, forced, alerts))
+        self.database.write(replace(_batch(products, tables, forced, alerts), revision=revision))
         return _summary(products, found, alerts)
 
     def _with_history(self, sources: Table, forced: Table, ss_sources: Table, mjd: float, since: float) -> AlertTables:

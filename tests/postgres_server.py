@@ -20,9 +20,20 @@ OLDEST = 15
 class PostgresServer:
     """A running server; ``new_database()`` returns the URL of an empty database."""
 
-    def __init__(self, socket_dir: Path) -> None:
-        self._socket_dir = socket_dir
+    def __init__(self, socket_dir: Path, programs: Path, user) -> None:
+        self._socket_dir, self._programs, self._user = socket_dir, programs, user
         self._numbers = count()
+
+    def start(self) -> None:
+        options = f"-k {self._socket_dir} -c listen_addresses='' -c fsync=off -c shared_buffers=64MB -c max_connections=40"
+        self._control("-w", "-l", self._socket_dir / "log", "-o", options, "start")
+
+    def stop(self) -> None:
+        """Cut all connections and stop."""
+        self._control("-m", "fast", "stop")
+
+    def _control(self, *arguments) -> None:
+        run(self._user, self._programs / "pg_ctl", "-D", self._socket_dir / "data", *arguments)
 
     def url(self, name: str) -> str:
         return f"postgresql://nightstream@/{name}?host={self._socket_dir}"
@@ -49,9 +60,9 @@ def running_server() -> Iterator[PostgresServer]:
         os.chown(folder, user.pw_uid, user.pw_gid)
     try:
         run(user, programs / "initdb", "-D", folder / "data", "-U", "nightstream", "--auth=trust", "--no-sync", "-E", "UTF8")
-        options = f"-k {folder} -c listen_addresses='' -c fsync=off -c shared_buffers=64MB -c max_connections=40"
-        run(user, programs / "pg_ctl", "-D", folder / "data", "-w", "-l", folder / "log", "-o", options, "start")
-        yield PostgresServer(folder)
+        server = PostgresServer(folder, programs, user)
+        server.start()
+        yield server
     finally:
         run(user, programs / "pg_ctl", "-D", folder / "data", "-m", "immediate", "stop", check=False)
         shutil.rmtree(folder, ignore_errors=True)

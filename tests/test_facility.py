@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from kill_harness import TIMES, compare_alerts, is_ignored
+from catalogue_night import MJD, STEP_DEG, make_visit, true_sky
+from kill_harness import TIMES, compare_alerts, is_ignored, read_packets
+from scipy.spatial import cKDTree
 from small_survey import CAMERA
 from typer.testing import CliRunner
 
 from nightstream.cli import app
+from nightstream.engine.config import AssociateConfig
 from nightstream.io.database.prompt_database import PromptDatabase, open_database
 from nightstream.io.database.tables import TABLES, StoredTable, quoted, selected
+from nightstream.kernels.sky_frames import unit_vectors
+from nightstream.simulate.catalogue import write_visit
 
-OWN_PLACE = ("offset", "length")  # where deflated packets with other times lie in their file
+OWN_PLACE = ("offset", "length", "spooldir", "productpath")  # where deflated packets with other times lie, and folders
+PUBLISHER = Path(__file__).with_name("facility_publisher.py")
+FIELD = np.array([[150.0, 0.0]]) + STEP_DEG * np.array([[-1, -1], [2, -1], [2, 1], [-1, 1]])
 
 
 def succeed(*arguments) -> str:
@@ -85,3 +94,73 @@ def test_precovery_works_on_a_servers_database(nights):
         with open_database(database, read_only=True) as opened:
             counts.append(opened.row_counts())
     assert counts[0] == counts[1] and counts[0]["Precovery"] > 0
+
+
+@pytest.fixture(scope="module")
+def crowded(postgres_server, tmp_path_factory):
+    """Two processes publish eight visits of one field at once, each its own: (url, folders, what they said, number of stars)."""
+    root, url = tmp_path_factory.mktemp("crowded"), postgres_server.new_database()
+    sky, tasks = lonely_stars(40), ([], [])
+    for number in range(1, 9):
+        visit = make_visit(number, MJD + number / 100)
+        products = write_visit(root, visit, *sky)
+        tasks[number % 2].append(f"{number}:{visit.midpoint_mjd_tai}:{','.join(map(str, products))}")
+    folders = [root / "even", root / "odd"]
+    processes = [start_publisher(url, folder, work) for folder, work in zip(folders, tasks, strict=True)]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.communicate()[0].split("\n") for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    return url, folders, said, len(sky[0])
+
+
+def lonely_stars(n: int) -> list[np.ndarray]:
+    """Positions (deg) and fluxes of stars that have no neighbour within 2 arcsec."""
+    ra, dec, flux = true_sky(n)
+    nearest = cKDTree(unit_vectors(ra, dec)).query(unit_vectors(ra, dec), k=2)[0][:, 1]
+    return [values[nearest > np.radians(2 / 3600)] for values in (ra, dec, flux)]
+
+
+def start_publisher(url: str, folder: Path, work: list[str]) -> subprocess.Popen:
+    """A publisher that has the database open and waits for its line."""
+    command = [sys.executable, str(PUBLISHER), url, str(folder), "0.3", *work]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PUBLISHER.parent)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_two_processes_make_one_object_of_each_star(crowded):
+    """They overtake each other; still no two objects are within the radius of a match, and each has all its sources."""
+    url, _, said, n_stars = crowded
+    assert sum(words.count("overtaken") for words in said) > 0
+    with open_database(url, read_only=True) as database:
+        objects = database.objects_in([FIELD], 0.0, MJD + 1)
+        sources, forced = database.history(objects["dia_object_id"], 0.0)
+        assert database.row_counts()["DiaObjectLast"] == database.revision() * n_stars / 8 == len(objects["ra"]) == n_stars
+    places = unit_vectors(objects["ra"], objects["dec"])
+    nearest = cKDTree(places).query(places, k=2)[0][:, 1]
+    assert np.degrees(nearest.min()) * 3600 > AssociateConfig().radius_arcsec
+    for table in (sources, forced):
+        np.testing.assert_array_equal(table["visit"].reshape(n_stars, 8), np.tile(np.arange(1, 9), (n_stars, 1)))
+    np.testing.assert_array_equal(np.sort(forced["dia_forced_source_id"]), np.arange(1, 8 * n_stars + 1))
+
+
+def test_two_processes_send_each_alert_once(crowded):
+    """Each sends its own alerts, all of them; together they are those of all sources, none twice, with the newest history."""
+    url, folders, said, n_stars = crowded
+    assert [words[-2] for words in said] == ["unsent 0"] * 2
+    packets = [packet for folder in folders for copies in read_packets(folder / "alerts").values() for packet in copies]
+    ids = [packet["diaSourceId"] for packet in packets]
+    assert len(ids) == len(set(ids)) == 8 * n_stars
+    with open_database(url, read_only=True) as database:
+        assert database.row_counts()["DiaSource"] == database.row_counts()["Alert"] == len(database.latencies()) == len(ids)
+        order = {visit: place for place, visit in enumerate(in_order_of_writing(database))}
+    for packet in packets:
+        visit, before = packet["diaSource"]["visit"], packet["prvDiaSources"] or []
+        assert {source["visit"] for source in before} == {other for other in order if order[other] < order[visit]}
+
+
+def in_order_of_writing(database: PromptDatabase) -> list[int]:
+    with database._store.transaction() as session:
+        return session.fetch('SELECT "visit" FROM "Revision" ORDER BY "number"', ["i8"])[0].tolist()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from prompt_tables import MJD, alerts, detector_visits, forced, objects, sources, whole_visit
 
-from nightstream.errors import ConflictError, DatabaseError, InputError
+from nightstream.errors import ConflictError, DatabaseError, DisconnectedError, InputError
 from nightstream.io.apdb import ALERT, DIA_FORCED_SOURCE, DIA_OBJECT, DIA_OBJECT_LAST, DIA_SOURCE
 from nightstream.io.database import prompt_database
 from nightstream.io.database.prompt_database import VisitBatch, open_database, wanted_metadata
@@ -65,7 +65,7 @@ def test_another_version_is_refused(url, monkeypatch):
     """A database made by another version is one clear error, which names both versions and the database."""
     open_database(url).close()
     monkeypatch.setattr(prompt_database, "FORMAT_VERSION", "99")
-    with pytest.raises(DatabaseError, match=r"another version of Nightstream: format 1 \(wanted 99\).*(prompt.duckdb|/test)"):
+    with pytest.raises(DatabaseError, match=r"another version of Nightstream: format 2 \(wanted 99\).*(prompt.duckdb|/test)"):
         open_database(url)
 
 
@@ -441,15 +441,61 @@ def test_an_unreachable_server_is_told(tmp_path):
 
 
 def test_a_cut_connection_is_made_anew(postgres_server):
-    """When the server cuts a connection, the write under way is an error that leaves nothing, and the next one works."""
+    """When the server cuts a connection, what was under way is an error that leaves nothing, and the next write works."""
     import psycopg
 
     url = postgres_server.new_database()
-    with open_database(url) as database:
-        with psycopg.connect(url) as other:
-            others = "datname = current_database() AND pid <> pg_backend_pid()"
-            other.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
-        with pytest.raises(DatabaseError, match="terminating connection"):
-            database.write(whole_visit(7))
-        assert database.row_counts()["DiaSource"] == 0
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    with open_database(url) as database, psycopg.connect(url, autocommit=True) as other:
+        with pytest.raises(DisconnectedError, match="terminating connection"), database._store.transaction(write=True) as session:
+            session.execute('INSERT INTO "Revision" VALUES (1, 1)')
+            other.execute(cut)
+            session.execute("SELECT 1")
+        assert database.revision() == 0
+        other.execute(cut)
         assert database.write(whole_visit(7)) == {1, 2}
+
+
+def test_a_restarted_server_is_waited_for(postgres_server):
+    """A database that is open works again when its server is back, without being opened again."""
+    with open_database(postgres_server.new_database()) as database:
+        database.write(whole_visit(7))
+        stopped = threading.Event()
+
+        def restart() -> None:
+            postgres_server.stop()
+            stopped.set()
+            postgres_server.start()
+
+        restarting = threading.Thread(target=restart)
+        restarting.start()
+        stopped.wait()
+        assert database.write(whole_visit(8)) == {1, 2} and database.row_counts()["DiaSource"] == 12
+        restarting.join()
+
+
+def test_nobody_writes_while_one_is_alone(url):
+    """Another writer waits until the block has ended; the one that is alone reads and writes in it, and nothing changed."""
+    with open_database(url) as database:
+        with database.alone():
+            before = database.revision()
+            other = threading.Thread(target=database.write, args=(whole_visit(8),))
+            other.start()
+            other.join(0.2)
+            assert other.is_alive() and database.revision() == before
+            database.write(replace(whole_visit(7), revision=before))
+        other.join()
+        assert database.published_detectors(7) == database.published_detectors(8) == {1, 2}
+
+
+def test_a_batch_made_from_what_has_changed_is_a_conflict(database):
+    """Whatever others stored, also detectors without forced sources, or forced sources on older images."""
+    for number, change in enumerate((lambda: database.write(VisitBatch(visit=1, detector_visits=detector_visits(1))),
+                                     lambda: database.add_forced(forced([1001], 6)))):  # fmt: skip
+        batch = VisitBatch(visit=7, detector_visits=detector_visits(7), revision=database.revision())
+        change()
+        with pytest.raises(ConflictError, match=f"revision {number}, but {number + 1}"):
+            database.write(batch)
+        change()
+        assert database.revision() == number + 1  # done twice it changes nothing
+    assert database.write(replace(batch, revision=2)) == {1} and database.write(replace(batch, revision=3)) == set()

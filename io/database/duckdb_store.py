@@ -85,6 +85,11 @@ class DuckdbStore:
             finally:
                 session.forget()
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._lock:
+            yield
+
     def close(self) -> None:
         with self._lock, _told(self.location):
             self._cursors.close()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
-from nightstream.errors import DatabaseError
+from nightstream.errors import DatabaseError, DisconnectedError
 from nightstream.io.database.store import PerThread
 
 WRITERS = 0x4E53_5044_4201  # the advisory lock that whoever writes holds
+PATIENCE_S = 20.0  # for a server that was there and restarts, once an outage
+RETRY_S = 0.5
+SETTINGS = {  # of libpq, where the URL has no other: who it is, and that a host that vanished is noticed within a minute
+    "application_name": "nightstream", "connect_timeout": "10", "keepalives_idle": "30", "keepalives_interval": "10",
+    "keepalives_count": "3", "tcp_user_timeout": "60000",
+}  # fmt: skip
 
 
 class PostgresSession:
@@ -57,7 +64,8 @@ class PostgresStore:
     def __init__(self, url: str, *, read_only: bool = False) -> None:
         self.location = _without_password(url)
         self._url, self._read_only = url, read_only
-        self._connections = PerThread(self._connect, lambda connection: not connection.closed)
+        self._give_up_at = 0.0  # at first: who mistyped the host should hear it now
+        self._connections = PerThread(self._connect, _answers)
         with _told(self.location):
             self._connections.get()
 
@@ -65,27 +73,64 @@ class PostgresStore:
     def transaction(self, *, write: bool = False) -> Iterator[PostgresSession]:
         with _told(self.location):
             connection = self._connections.get()
-            with connection.transaction(), connection.cursor() as cursor:
-                if write:
-                    cursor.execute("SELECT pg_advisory_xact_lock(%s)", [WRITERS])
-                else:
-                    cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-                yield PostgresSession(cursor)
+        with _told(self.location, connection), connection.transaction(), connection.cursor() as cursor:
+            if write:  # READ COMMITTED: what is read after the lock is what the last writer left
+                cursor.execute("SELECT pg_advisory_xact_lock(%s)", [WRITERS])
+            else:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            yield PostgresSession(cursor)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        import psycopg
+
+        with _told(self.location):
+            connection = self._connections.get()
+            connection.execute("SELECT pg_advisory_lock(%s)", [WRITERS])
+        try:
+            yield
+        finally:
+            with suppress(psycopg.Error):  # a connection that broke has let go of its locks
+                connection.execute("SELECT pg_advisory_unlock(%s)", [WRITERS])
 
     def close(self) -> None:
         self._connections.close()
 
     def _connect(self):
         import psycopg
+        from psycopg.conninfo import conninfo_to_dict
 
-        made = psycopg.connect(self._url, autocommit=True)
+        settings = SETTINGS | conninfo_to_dict(self._url)
+        while True:
+            try:
+                made = psycopg.connect(**settings, autocommit=True)
+                break
+            except psycopg.OperationalError:
+                now = time.monotonic()
+                self._give_up_at = now + PATIENCE_S if self._give_up_at is None else self._give_up_at
+                if now >= self._give_up_at:
+                    raise
+                time.sleep(RETRY_S)
+        self._give_up_at = None
+        made.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # whatever the server's default is
         made.read_only = self._read_only or None
         return made
 
 
+def _answers(connection) -> bool:
+    """Is the server still at the other end? A connection learns only when it is used that a restart has cut it."""
+    import psycopg
+
+    with suppress(psycopg.Error):
+        connection.execute("SELECT 1")
+        return True
+    connection.close()
+    return False
+
+
 @contextmanager
-def _told(location: str) -> Iterator[None]:
-    """Turn psycopg's errors into one of ours, with the database's name."""
+def _told(location: str, connection=None) -> Iterator[None]:
+    """Turn psycopg's errors into ours, with the database's name; DisconnectedError if ``connection`` broke."""
     try:
         import psycopg
     except ImportError as error:
@@ -94,7 +139,8 @@ def _told(location: str) -> Iterator[None]:
         yield
     except psycopg.Error as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise DatabaseError(f"the database failed: {lines[0]}", path=location) from error
+        kind = DisconnectedError if connection is not None and connection.closed else DatabaseError
+        raise kind(f"the database failed: {lines[0]}", path=location) from error
 
 
 def _without_password(url: str) -> str:

@@ -11,6 +11,7 @@ twice. How rows become consistent on writing is in `nightstream.io.database.writ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import numpy as np
 from nightstream.engine.values import Array, Table
 from nightstream.errors import DatabaseError, InputError
 from nightstream.io.database import writing
+from nightstream.io.database.reading import has_tables, read_rows, read_sorted
 from nightstream.io.database.sky_cells import (
     cells_of,
     cover,
@@ -28,7 +30,7 @@ from nightstream.io.database.sky_cells import (
     merge_ranges,
     rows_in_ranges,
 )
-from nightstream.io.database.store import Session, Store
+from nightstream.io.database.store import Store
 from nightstream.io.database.tables import (
     ALERT_FAILURES,
     ALERT_FILES,
@@ -42,9 +44,7 @@ from nightstream.io.database.tables import (
     LAST_OBJECTS,
     PRECOVERIES,
     TABLES,
-    StoredTable,
     fingerprint,
-    selected,
 )
 
 DAYS_OF_HISTORY = 365.25
@@ -62,6 +62,7 @@ class VisitBatch:
 
     ``detector_visits`` has a row for each detector that is written, also for those without sources. ``forced_sources``
     either all have a ``dia_forced_source_id``, counted from `PromptDatabase.next_forced_id`, or the database numbers them.
+    ``revision`` is `PromptDatabase.revision` from before anything was read that the batch was made from; None: nothing was.
     """
 
     visit: int
@@ -72,6 +73,7 @@ class VisitBatch:
     ss_sources: Table = field(default_factory=dict)
     alerts: Table = field(default_factory=dict)  # in the order of the file
     alert_file: str = ""
+    revision: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +88,25 @@ class AlertFile:
     progress: str  # what the sink noted
 
 
-def open_database(url: str | Path, *, read_only: bool = False, threads: int = 2, memory_gib: float = 2.0) -> PromptDatabase:
+def open_database(
+    url: str | Path,
+    *,
+    read_only: bool = False,
+    spool_dir: str | Path | None = None,
+    threads: int = 2,
+    memory_gib: float = 2.0,
+) -> PromptDatabase:
     """Open the prompt database at ``url``, a file or ``postgresql://user@host/name``, and make its tables if it has none.
 
-    ``threads`` and ``memory_gib`` bound the embedded engine. Raises DatabaseError, naming the database, when it cannot be
-    reached, is in use by another process (embedded), or was made by another version.
+    ``spool_dir`` is where this process keeps its files of alerts: those that a server's database knows in other folders are
+    others' to send. ``threads`` and ``memory_gib`` bound the embedded engine. Raises DatabaseError, naming the database, when
+    it cannot be reached, is in use by another process (embedded), or was made by another version.
     """
     if str(url).startswith(("postgresql://", "postgres://")):
         from nightstream.io.database.postgres_store import PostgresStore
 
-        return PromptDatabase(PostgresStore(str(url), read_only=read_only))
+        spool = str(Path(spool_dir).resolve()) if spool_dir is not None else ""
+        return PromptDatabase(PostgresStore(str(url), read_only=read_only), spool)
     from nightstream.io.database.duckdb_store import DuckdbStore
 
     return PromptDatabase(DuckdbStore(url, read_only=read_only, threads=threads, memory_gib=memory_gib))
@@ -104,8 +115,8 @@ def open_database(url: str | Path, *, read_only: bool = False, threads: int = 2,
 class PromptDatabase:
     """The prompt database of one survey, on one engine. Threads may share it. Times are MJD (TAI), positions degrees."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, spool_dir: str = "") -> None:
+        self._store, self._spool_dir = store, spool_dir
         try:
             self._make_tables()
             self._check_version()
@@ -147,6 +158,15 @@ class PromptDatabase:
         with self._store.transaction() as session:
             return np.unique(session.fetch(" UNION ".join(ids), ["i8"], [visit, visit])[0])
 
+    def revision(self) -> int:
+        """Return a number that grows whenever sources or objects are stored, by whomever: `VisitBatch.revision`."""
+        with self._store.transaction() as session:
+            return writing.revision(session)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep everybody else from writing until the block ends, so that what this thread reads in it stays true."""
+        return self._store.alone()
+
     def next_forced_id(self) -> int:
         """Return the number of the next forced source. Whoever writes rows with it first, wins."""
         with self._store.transaction() as session:
@@ -176,7 +196,7 @@ class PromptDatabase:
         where = " OR ".join(['"cell" BETWEEN %s AND %s'] * len(ranges))
         sql = f'WHERE ({where}) AND "lastDiaSourceMjdTai" >= %s'
         with self._store.transaction() as session:
-            table = _read(session, LAST_OBJECTS, sql, [*ranges.ravel().tolist(), since], chosen)
+            table = read_rows(session, LAST_OBJECTS, sql, [*ranges.ravel().tolist(), since], chosen)
         places = (table[name] for name in ("cell", "ra", "dec"))
         rows = np.flatnonzero(is_in_any(*places, polygons, covers, padding_arcsec))
         ids = table["dia_object_id"][rows]
@@ -188,13 +208,13 @@ class PromptDatabase:
         """Return the current versions (columns of DIA_OBJECT) of the DIAObjects with these ids, sorted by id."""
         where = f'WHERE "validityEndMjdTai" IS NULL AND "diaObjectId" {IN_IDS} ORDER BY "diaObjectId"'
         with self._store.transaction() as session:
-            return _read(session, DIA_OBJECTS, where, [_ids(ids)])
+            return read_rows(session, DIA_OBJECTS, where, [_ids(ids)])
 
     def object_versions(self, dia_object_id: int) -> Table:
         """Return all versions of one DIAObject, the oldest first."""
         where = 'WHERE "diaObjectId" = %s ORDER BY "validityStartMjdTai"'
         with self._store.transaction() as session:
-            return _read(session, DIA_OBJECTS, where, [int(dia_object_id)])
+            return read_rows(session, DIA_OBJECTS, where, [int(dia_object_id)])
 
     def history(
         self,
@@ -212,8 +232,8 @@ class PromptDatabase:
         parameters = [_ids(ids), since_mjd_tai]
         with self._store.transaction() as session:
             return (
-                _read_sorted(session, DIA_SOURCES, where, parameters, source_columns, (*BY_OBJECT, "dia_source_id")),
-                _read_sorted(session, FORCED_SOURCES, where, parameters, forced_columns, (*BY_OBJECT, "dia_forced_source_id")),
+                read_sorted(session, DIA_SOURCES, where, parameters, source_columns, (*BY_OBJECT, "dia_source_id")),
+                read_sorted(session, FORCED_SOURCES, where, parameters, forced_columns, (*BY_OBJECT, "dia_forced_source_id")),
             )
 
     def solar_system_history(self, ids: Array, since_mjd_tai: float) -> Table:
@@ -221,7 +241,7 @@ class PromptDatabase:
         where = f'WHERE "ssObjectId" {IN_IDS} AND "midpointMjdTai" >= %s AND "timeWithdrawnMjdTai" IS NULL'
         key = ("ss_object_id", "midpoint_mjd_tai", "dia_source_id")
         with self._store.transaction() as session:
-            return _read_sorted(session, DIA_SOURCES, where, [_ids(ids), since_mjd_tai], None, key)
+            return read_sorted(session, DIA_SOURCES, where, [_ids(ids), since_mjd_tai], None, key)
 
     # Writing
 
@@ -229,33 +249,34 @@ class PromptDatabase:
         """Store a visit's detectors in one transaction and return those that were not stored before.
 
         What belongs to a detector that is stored already is left out: writing a batch again changes nothing. A new version
-        of a DIAObject ends the validity of the one before. Raises ConflictError if forced sources come numbered and
-        somebody else took their numbers, InputError for tables that do not fit.
+        of a DIAObject ends the validity of the one before. Raises ConflictError if somebody else wrote since the batch's
+        ``revision``, or took the numbers of its forced sources; InputError for tables that do not fit.
         """
         prepared = writing.prepare(batch)
         with self._store.transaction(write=True) as session:
-            return writing.write(session, batch.visit, batch.alert_file, prepared)
+            return writing.write(session, batch.visit, batch.alert_file, self._spool_dir, prepared)
 
     # The outbox
 
     def unsent_files(self) -> list[AlertFile]:
-        """Return the spool files with alerts still to be sent, the oldest first."""
+        """Return the spool files with alerts still to be sent from here, the oldest first."""
+        here, parameters = ('AND f."spoolDir" = %s', [self._spool_dir]) if self._spool_dir else ("", [])
         sql = f"""SELECT f."alertFile", f."visit", count(*), count(*) - count(coalesce(a."sentMjdTai", x."diaSourceId")),
             f."schemaVersion", coalesce(f."progress", '') FROM {ALERT_FILES.name} f
             JOIN {ALERTS.name} a ON a."alertFile" = f."alertFile"
             LEFT JOIN {ALERT_FAILURES.name} x ON x."diaSourceId" = a."diaSourceId"
-            WHERE NOT f."isSent" GROUP BY f."alertFile", f."visit", f."schemaVersion", f."progress", f."number"
+            WHERE NOT f."isSent" {here} GROUP BY f."alertFile", f."visit", f."schemaVersion", f."progress", f."number"
             ORDER BY f."number" """
         with self._store.transaction() as session:
-            columns = session.fetch(sql, ["S", "i8", "i8", "i8", "S", "S"])
+            columns = session.fetch(sql, ["S", "i8", "i8", "i8", "S", "S"], parameters)
         return [AlertFile(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
     def unsent_alerts(self, alert_file: str) -> Table:
         """Return the rows (columns of ALERT) of a spool file that were neither sent nor given up, in file order."""
-        where = f"""WHERE "alertFile" = %s AND "sentMjdTai" IS NULL AND "diaSourceId" NOT IN
-            (SELECT "diaSourceId" FROM {ALERT_FAILURES.name}) ORDER BY "offset", "diaSourceId" """
+        where = f"""WHERE "alertFile" = %s AND "sentMjdTai" IS NULL AND NOT EXISTS (SELECT 1 FROM {ALERT_FAILURES.name} x
+            WHERE x."diaSourceId" = {ALERTS.name}."diaSourceId") ORDER BY "offset", "diaSourceId" """
         with self._store.transaction() as session:
-            return _read(session, ALERTS, where, [alert_file])
+            return read_rows(session, ALERTS, where, [alert_file])
 
     def save_progress(self, alert_file: str, text: str) -> None:
         """Keep what the sink needs to know about ``alert_file`` if it is started again."""
@@ -279,13 +300,13 @@ class PromptDatabase:
     def find_alert(self, dia_source_id: int) -> Table:
         """Return the row (columns of ALERT) of one alert; no row if there is none."""
         with self._store.transaction() as session:
-            return _read(session, ALERTS, 'WHERE "diaSourceId" = %s', [int(dia_source_id)])
+            return read_rows(session, ALERTS, 'WHERE "diaSourceId" = %s', [int(dia_source_id)])
 
     def alerts_of_object(self, dia_object_id: int) -> Table:
         """Return the alerts (columns of ALERT) of a DIAObject, the oldest first."""
         where = 'WHERE "diaObjectId" = %s ORDER BY "readoutMjdTai", "diaSourceId"'
         with self._store.transaction() as session:
-            return _read(session, ALERTS, where, [int(dia_object_id)])
+            return read_rows(session, ALERTS, where, [int(dia_object_id)])
 
     def latencies(self, visit: int | None = None) -> Array:
         """Return the seconds from readout to sent of all sent alerts, or those of ``visit``, by DIASource."""
@@ -302,7 +323,7 @@ class PromptDatabase:
         """Return the stored detectors (columns of DETECTOR_VISIT_PROCESSING_SUMMARY) of that time, in its order."""
         where = 'WHERE "midpointMjdTai" BETWEEN %s AND %s ORDER BY "midpointMjdTai", "visit", "detector"'
         with self._store.transaction() as session:
-            return _read(session, DETECTOR_VISITS, where, [since_mjd_tai, until_mjd_tai])
+            return read_rows(session, DETECTOR_VISITS, where, [since_mjd_tai, until_mjd_tai])
 
     def visits_covering(self, ra: Array, dec: Array, since_mjd_tai: float, until_mjd_tai: float) -> tuple[Table, Array, Array]:
         """Return `detector_visits` of that time, and for each pair of a position on a detector: position index, row index."""
@@ -320,10 +341,10 @@ class PromptDatabase:
 
     def objects_without_precovery(self, since_mjd_tai: float) -> Table:
         """Return the DIAObjects (columns of DIA_OBJECT_LAST) first seen since then and not yet looked for, by id."""
-        where = f"""WHERE "firstDiaSourceMjdTai" >= %s AND "diaObjectId" NOT IN
-            (SELECT "diaObjectId" FROM {PRECOVERIES.name}) ORDER BY "diaObjectId" """
+        where = f"""WHERE "firstDiaSourceMjdTai" >= %s AND NOT EXISTS (SELECT 1 FROM {PRECOVERIES.name} p
+            WHERE p."diaObjectId" = {LAST_OBJECTS.name}."diaObjectId") ORDER BY "diaObjectId" """
         with self._store.transaction() as session:
-            return _read(session, LAST_OBJECTS, where, [since_mjd_tai])
+            return read_rows(session, LAST_OBJECTS, where, [since_mjd_tai])
 
     def add_forced(self, forced_sources: Table) -> int:
         """Store forced sources, numbered here, of objects that have none on that (visit, detector); return how many."""
@@ -339,10 +360,10 @@ class PromptDatabase:
 
     def _make_tables(self) -> None:
         with self._store.transaction() as session:
-            if _has_tables(session):
+            if has_tables(session):
                 return
         with self._store.transaction(write=True) as session:
-            if not _has_tables(session):
+            if not has_tables(session):
                 writing.create_tables(session, wanted_metadata(), indexed=self._store.indexed)
 
     def _check_version(self) -> None:
@@ -359,31 +380,6 @@ class PromptDatabase:
 def wanted_metadata() -> dict[str, str]:
     """Return what `PromptDatabase.metadata` must be for this version."""
     return {"schema": APDB_VERSION, "format": FORMAT_VERSION, "columns": fingerprint()}
-
-
-def _has_tables(session: Session) -> bool:
-    sql = """SELECT count(*) FROM information_schema.tables
-        WHERE table_name = 'metadata' AND table_schema = current_schema()"""
-    return bool(session.fetch(sql, ["i8"])[0][0])
-
-
-def _read(session: Session, table: StoredTable, where: str, parameters: Sequence, columns=None) -> Table:
-    """The chosen rows of a table, NULLs as the values that stand for them."""
-    columns = table.columns() if columns is None else columns
-    names = ", ".join(selected(column) for column in columns)
-    arrays = session.fetch(f"SELECT {names} FROM {table.name} {where}", [column.dtype for column in columns], parameters)
-    return {column.name: values for column, values in zip(columns, arrays, strict=True)}
-
-
-def _read_sorted(
-    session: Session, table: StoredTable, where: str, parameters: Sequence, names: Sequence[str] | None, key: Sequence[str]
-) -> Table:
-    """`_read`, sorted by the columns ``key``. Sorting here is faster than in either engine."""
-    wanted = table.columns(names)
-    order_columns = tuple(table.schema.by_name[name] for name in key)
-    rows = _read(session, table, where, parameters, wanted + tuple(c for c in order_columns if c not in wanted))
-    order = np.lexsort([rows[column.name] for column in reversed(order_columns)])
-    return {column.name: rows[column.name][order] for column in wanted}
 
 
 def _ids(ids: Array) -> Array:

@@ -44,12 +44,18 @@ class Store(Protocol):
         Reads see one state of the database. Writers wait for each other, across processes too.
         """
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep everybody else from writing until the block ends; this thread reads and writes inside as ever."""
+
     def close(self) -> None:
         """Let go of the database; what was committed is durable."""
 
 
 class PerThread:
-    """A connection for each thread, made when it first asks or when its own broke; those of ended threads are closed."""
+    """A connection for each thread, made when it first asks or when its own broke; those of ended threads are closed.
+
+    ``is_open`` closes what it finds broken.
+    """
 
     def __init__(self, connect: Callable[[], object], is_open: Callable[[object], bool] = lambda connection: True) -> None:
         self._connect, self._is_open = connect, is_open

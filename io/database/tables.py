@@ -26,7 +26,7 @@ from nightstream.io.apdb import (
 from nightstream.io.schema import Column, Schema, parse_columns, to_structured
 
 APDB_VERSION = "ApdbSchema 10.0.0"
-FORMAT_VERSION = "1"  # of what is ours: keys, helper tables
+FORMAT_VERSION = "2"  # of what is ours: keys, helper tables
 
 SQL_TYPES = {"i8": "BIGINT", "i4": "INTEGER", "i2": "SMALLINT", "f8": "DOUBLE PRECISION", "f4": "REAL", "b1": "BOOLEAN"}
 NULL_TEXTS = {"f": "'NaN'", "i": "0", "b": "false", "S": "''"}
@@ -39,12 +39,18 @@ number          l!     - meta.id       its place in the order of writing
 visit           l!     - meta.id       visit
 schemaVersion   t!     - meta.version  version of the packet schema
 progress        t4096  - -             what the sink noted while sending
+spoolDir        t4096  - meta.ref.url  folder that it lies in, where processes with folders of their own share a database
 isSent          b      - -             nothing is left to send
 """
 
 _ALERT_FAILURE = """
 diaSourceId     l!     - meta.id       source whose alert can never leave
 reason          t256!  - -             why
+"""
+
+_REVISION = """
+number          l!     - meta.id       its place in the order of all that was stored
+visit           l!     - meta.id       visit that was stored; 0: forced photometry on older images
 """
 
 _PRECOVERY = """
@@ -104,6 +110,7 @@ ALERTS = StoredTable(ALERT, ("diaSourceId",), (("diaObjectId",), ("alertFile", "
 ALERT_FILES = StoredTable(Schema("AlertFile", parse_columns(_ALERT_FILE)), ("alertFile",), small=True)
 ALERT_FAILURES = StoredTable(Schema("AlertFailure", parse_columns(_ALERT_FAILURE)), ("diaSourceId",), small=True)
 PRECOVERIES = StoredTable(Schema("Precovery", parse_columns(_PRECOVERY)), ("diaObjectId",))
+REVISIONS = StoredTable(Schema("Revision", parse_columns(_REVISION)), ("number",))
 TABLES = (
     DIA_SOURCES,
     FORCED_SOURCES,
@@ -115,6 +122,7 @@ TABLES = (
     ALERT_FILES,
     ALERT_FAILURES,
     PRECOVERIES,
+    REVISIONS,
 )
 
 

@@ -25,6 +25,7 @@ from nightstream.io.database.tables import (
     FORCED_SOURCES,
     LAST_OBJECTS,
     PRECOVERIES,
+    REVISIONS,
     SS_SOURCES,
     TABLES,
     StoredTable,
@@ -49,6 +50,7 @@ class PreparedBatch:
     ss_sources: Columns
     alerts: Columns
     is_numbered: bool  # do the forced sources come with their numbers?
+    revision: int | None  # that it was made from
 
 
 def create_tables(session: Session, metadata: Mapping[str, str], *, indexed: bool) -> None:
@@ -73,13 +75,17 @@ def prepare(batch: VisitBatch) -> PreparedBatch:
         ss_sources=values_to_store(batch.ss_sources, SS_SOURCES.schema),
         alerts=values_to_store(batch.alerts, ALERTS.schema),
         is_numbered="dia_forced_source_id" in batch.forced_sources,
+        revision=batch.revision,
     )
     _check(prepared, batch)
     return prepared
 
 
-def write(session: Session, visit: int, alert_file: str, batch: PreparedBatch) -> set[int]:
+def write(session: Session, visit: int, alert_file: str, spool_dir: str, batch: PreparedBatch) -> set[int]:
     """Store what belongs to detectors of ``visit`` that are not stored yet; return them."""
+    found = revision(session)
+    if batch.revision not in (None, found):
+        raise ConflictError(f"made from revision {batch.revision}, but {found} is stored: somebody else wrote", visit=visit)
     stored = published_detectors(session, visit)
     fresh = set(batch.detector_visits["detector"].tolist()) - stored
     if not fresh:
@@ -93,8 +99,14 @@ def write(session: Session, visit: int, alert_file: str, batch: PreparedBatch) -
     session.insert(FORCED_SOURCES.name, _by_sky(forced))
     session.insert(SS_SOURCES.name, batch.ss_sources)
     _write_objects(session, batch.dia_objects, batch.last_objects)
-    _write_alerts(session, visit, alert_file, batch.alerts)
+    _write_alerts(session, visit, alert_file, spool_dir, batch.alerts)
+    _note_revision(session, found + 1, visit)
     return fresh
+
+
+def revision(session: Session) -> int:
+    """Return a number that grows with every change of the sources and objects."""
+    return int(session.fetch(f'SELECT coalesce(max("number"), 0) FROM {REVISIONS.name}', ["i8"])[0][0])
 
 
 def published_detectors(session: Session, visit: int) -> set[int]:
@@ -137,7 +149,9 @@ def add_forced(session: Session, forced_sources: Table) -> int:
         ON f."diaObjectId" = a."object" AND f."visit" = a."visit" AND f."detector" = a."detector" """
     there = {tuple(key) for key in np.stack(session.fetch(sql, ["i8"] * 3), axis=-1).tolist()}
     new = first[[tuple(key) not in there for key in keys.tolist()]] if len(keys) else first
-    session.insert(FORCED_SOURCES.name, _by_sky(_numbered(session, _rows(rows, new))))
+    if len(new):
+        session.insert(FORCED_SOURCES.name, _by_sky(_numbered(session, _rows(rows, new))))
+        _note_revision(session, revision(session) + 1, 0)
     return len(new)
 
 
@@ -183,12 +197,16 @@ def _ends(ids: Array, starts: Array, later_ids: Array, later_starts: Array) -> n
     return np.ma.array(ends, mask=np.isinf(ends))
 
 
-def _write_alerts(session: Session, visit: int, alert_file: str, alerts: Columns) -> None:
+def _note_revision(session: Session, number: int, visit: int) -> None:
+    session.insert(REVISIONS.name, values_to_store({"number": [number], "visit": [visit]}, REVISIONS.schema))
+
+
+def _write_alerts(session: Session, visit: int, alert_file: str, spool_dir: str, alerts: Columns) -> None:
     if len(alerts["diaSourceId"]) == 0:
         return
     session.insert(ALERTS.name, alerts)
     number = session.fetch(f'SELECT coalesce(max("number"), 0) + 1 FROM {ALERT_FILES.name}', ["i8"])[0]
-    file = {"alert_file": [alert_file], "number": number, "visit": [visit], "is_sent": [False]}
+    file = {"alert_file": [alert_file], "number": number, "visit": [visit], "spool_dir": [spool_dir], "is_sent": [False]}
     version = np.char.decode(alerts["schemaVersion"][:1], "utf-8")
     session.insert(ALERT_FILES.name, values_to_store(file | {"schema_version": version}, ALERT_FILES.schema))
 
@@ -196,9 +214,9 @@ def _write_alerts(session: Session, visit: int, alert_file: str, alerts: Columns
 def _close_files(session: Session) -> None:
     """Note the files that have nothing left to send, so that nobody looks into them again."""
     session.execute(
-        f"""UPDATE {ALERT_FILES.name} SET "isSent" = true WHERE NOT "isSent" AND "alertFile" NOT IN
-        (SELECT a."alertFile" FROM {ALERTS.name} a WHERE a."sentMjdTai" IS NULL AND a."diaSourceId" NOT IN
-        (SELECT "diaSourceId" FROM {ALERT_FAILURES.name}))"""
+        f"""UPDATE {ALERT_FILES.name} SET "isSent" = true WHERE NOT "isSent" AND NOT EXISTS (SELECT 1 FROM {ALERTS.name} a
+        WHERE a."alertFile" = {ALERT_FILES.name}."alertFile" AND a."sentMjdTai" IS NULL AND NOT EXISTS
+        (SELECT 1 FROM {ALERT_FAILURES.name} x WHERE x."diaSourceId" = a."diaSourceId"))"""
     )
 
 

@@ -82,3 +82,7 @@ class DatabaseError(NightstreamError, RuntimeError):
 
 class ConflictError(DatabaseError):
     """Somebody else wrote to the prompt database since it was read; nothing was stored."""
+
+
+class DisconnectedError(DatabaseError):
+    """The connection to the prompt database broke while it was used; what was under way may be done again."""

@@ -27,7 +27,8 @@ def read_ephemerides(path: str | Path) -> Table:
 
     Columns with other names are left out, so that a service's own remarks do no harm. A blank cell of an optional column is
     NaN. Rows without a position are kept, and match nothing. Raises FileError on an unreadable file; InputError on a missing
-    column, on text where a number is wanted, and on an ss_object_id that is not a positive whole number.
+    column, on text where a number is wanted, on an ss_object_id that is not a positive whole number, and on an object with two
+    rows for one visit or time.
     """
     columns = read_columns(Path(path), ("ss_object_id", *REQUIRED))
     table = {"ss_object_id": _whole_numbers(columns, "ss_object_id", path)}
@@ -39,7 +40,20 @@ def read_ephemerides(path: str | Path) -> Table:
     table["designation"] = _text(columns["designation"]) if "designation" in columns else np.full(n, "")
     for name in (*REQUIRED, *(name for name in OPTIONAL if name in columns)):
         table[name] = _numbers(columns, name, path)
+    _check_doubles(table, path)
     return table
+
+
+def _check_doubles(table: Table, path) -> None:
+    """Every object has one place at a time."""
+    when = next((name for name in ("visit", "mjd") if name in table), None)
+    ids, times = table["ss_object_id"], table[when] if when else np.zeros(len(table["ss_object_id"]))
+    order = np.lexsort((times, ids))
+    is_double = (np.diff(ids[order]) == 0) & (np.diff(times[order]) == 0)
+    if is_double.any():
+        row = order[np.flatnonzero(is_double)[0]]
+        place = f" for {when} {times[row]}" if when else ""
+        raise InputError(f"Solar System object {ids[row]} has several rows{place}, wanted one", path=str(path))
 
 
 def _whole_numbers(columns: Table, name: str, path) -> np.ndarray:

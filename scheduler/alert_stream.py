@@ -10,13 +10,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from nightstream.engine.config import EngineConfig
 from nightstream.engine.values import Array
-from nightstream.errors import NightstreamError
+from nightstream.errors import DatabaseError, FileError, NightstreamError
 from nightstream.io.cameras import RawCamera
 from nightstream.io.clock import now_mjd_tai
 from nightstream.io.database.prompt_database import open_database
@@ -30,6 +32,8 @@ from nightstream.scheduler.run import Visit
 from nightstream.scheduler.sender import Sender
 from nightstream.scheduler.user_filters import UserFilters
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertOutcome:
@@ -40,47 +44,63 @@ class AlertOutcome:
     failed: Mapping[int, str]  # visit: why it could not be stored
     n_unsent: int  # of all that the outbox holds
     trouble: str  # what held them up
+    n_skipped: int = 0  # detectors that an earlier run has stored
+    error: str = ""  # why the database could not tell latencies and what is unsent
 
 
 class AlertStream:
-    """Everything between a run's products and the world. Use as a context; leaving it publishes and sends what is left."""
+    """Everything between a run's products and the world. Use as a context; leaving it publishes and sends what is left.
+
+    Left by an error, it publishes what has ended and waits for no sink; by Ctrl-C, it ends after the visit being published. A
+    later run does the rest. Pixels never wait: where the database is away, visits are processed and told as not stored.
+    """
 
     def __init__(self, camera: RawCamera, output_dir: str | Path, engine: EngineConfig, config: AlertsConfig) -> None:
+        self._camera, self._engine = camera, engine
         self._output_dir, self._config = Path(output_dir), config.located(Path(output_dir))
         config = self._config
-        ephemerides = read_ephemerides(config.ephemerides) if config.ephemerides else None
-        filters = UserFilters(config.filters, config.alerts_dir / "filtered", config.filter_limits)
-        self._output_dir.mkdir(parents=True, exist_ok=True)  # where the embedded database lies, by default
-        self._database = open_database(config.database)
-        publisher = Publisher(
-            database=self._database, engine=engine, spool_dir=config.spool_dir, on_alerts=filters.apply,
-            schema_version=config.schema_version, ephemerides=ephemerides,
-        )  # fmt: skip
-        self._preload = Preload(database=self._database, camera=camera, output_dir=self._output_dir, engine=engine)
-        self._sender = Sender(self._database, make_sink(config), config.spool_dir)
+        self._ephemerides = read_ephemerides(config.ephemerides) if config.ephemerides else None
+        self._filters = UserFilters(config.filters, config.alerts_dir / "filtered", config.filter_limits)
         self._queue = PublishQueue(self._publish, self._failed)
-        self._publisher = publisher
         self._visits: list[PublishedVisit] = []
         self._failures: dict[int, str] = {}
+        self._n_skipped = 0
         self._outcome: AlertOutcome | None = None
 
+    @property
+    def warnings(self) -> list[str]:
+        """What whoever starts the run should know: the filters that were refused."""
+        return self._filters.refused
+
     def __enter__(self) -> AlertStream:
-        try:
-            self._sender.start()
-        except BaseException:
-            self._database.close()
-            raise
+        with ExitStack() as opened:
+            self._open(opened)
+            self._opened = opened.pop_all()
         self._queue.start()
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        self._queue.close()
-        if kind is None:
-            self._sender.drain(self._config.drain_timeout_s)
-        trouble = self._sender.status.trouble
-        self._sender.close()
-        self._outcome = self._ended(trouble)
-        self._database.close()
+        with self._opened:  # whatever happens here, the sender ends, and the database is closed after it
+            self._queue.close(at_once=kind is not None and not issubclass(kind, Exception))
+            if kind is None:
+                self._sender.drain(self._config.drain_timeout_s)
+                trouble = self._sender.status.trouble
+                self._sender.close()
+                self._outcome = self._ended(trouble)
+
+    def _open(self, opened: ExitStack) -> None:
+        """Make the parts; what is open already is closed if a later one fails."""
+        config, sink = self._config, make_sink(self._config)
+        opened.callback(sink.close)
+        _make_folder(self._output_dir)  # where the embedded database lies, by default
+        self._database = opened.enter_context(open_database(config.database))
+        self._publisher = Publisher(
+            database=self._database, engine=self._engine, spool_dir=config.spool_dir, on_alerts=self._filters.apply,
+            schema_version=config.schema_version, ephemerides=self._ephemerides,
+        )  # fmt: skip
+        self._preload = Preload(database=self._database, camera=self._camera, output_dir=self._output_dir, engine=self._engine)
+        self._sender = Sender(self._database, sink, config.spool_dir).start()
+        opened.callback(self._sender.close)
 
     @property
     def outcome(self) -> AlertOutcome:
@@ -95,30 +115,56 @@ class AlertStream:
         ``skipped`` is told how many detectors of a visit are passed over.
         """
         for visit in visits:
-            stored = self._database.published_detectors(visit.visit)
-            raws = {detector: path for detector, path in visit.raw_paths.items() if detector not in stored}
-            skipped(len(visit.raw_paths) - len(raws))
-            if raws:
+            left = self._without_stored(visit)
+            n_stored = len(visit.raw_paths) - len(left.raw_paths)
+            self._n_skipped += n_stored
+            skipped(n_stored)
+            if left.raw_paths or left.missing:
                 self._queue.expect(visit.visit, now_mjd_tai())
-                yield self._preload(visit._replace(raw_paths=raws))
+                yield self._preload(left)
 
     def ended(self, visit: int, reports: Iterable[DetectorReport]) -> None:
         """Hand over a visit whose detectors have all ended."""
-        self._queue.offer(visit, [Path(report.output) for report in reports if report.status == "done"])
+        products = [Path(report.output) for report in reports if report.status == "done"]
+        if not products:
+            discard_preload(self._output_dir, [visit])
+        self._queue.offer(visit, products)
+
+    def _without_stored(self, visit: Visit) -> Visit:
+        try:
+            stored = self._database.published_detectors(visit.visit)
+        except DatabaseError as error:
+            logger.warning("visit %d is processed, stored or not: %s", visit.visit, error)
+            return visit
+        return visit._replace(raw_paths={d: path for d, path in visit.raw_paths.items() if d not in stored})
 
     def _publish(self, ended: EndedVisit) -> None:
-        self._visits.append(self._publisher.publish(ended))
+        try:
+            self._visits.append(self._publisher.publish(ended))
+        finally:
+            discard_preload(self._output_dir, [ended.visit])
         self._sender.wake()
-        discard_preload(self._output_dir, [ended.visit])
 
     def _failed(self, visit: int, error: Exception) -> None:
-        self._failures[visit] = str(error) if isinstance(error, NightstreamError) else f"{type(error).__name__}: {error}"
+        if not isinstance(error, NightstreamError):
+            error = NightstreamError(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        self._failures[visit] = str(error.locate(visit=visit))
 
     def _ended(self, trouble: str) -> AlertOutcome:
+        latencies_s, n_unsent, error = {}, 0, ""
+        try:
+            latencies_s = {done.visit: self._database.latencies(done.visit) for done in self._visits}
+            n_unsent = sum(file.n_unsent for file in self._database.unsent_files())
+        except DatabaseError as failure:  # what was done is told all the same
+            error = str(failure)
         return AlertOutcome(
-            visits=tuple(self._visits),
-            latencies_s={done.visit: self._database.latencies(done.visit) for done in self._visits},
-            failed=self._failures,
-            n_unsent=sum(file.n_unsent for file in self._database.unsent_files()),
-            trouble=trouble,
-        )
+            visits=tuple(self._visits), latencies_s=latencies_s, failed=self._failures, n_unsent=n_unsent, trouble=trouble,
+            n_skipped=self._n_skipped, error=error,
+        )  # fmt: skip
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot make the output folder: {error.strerror}", path=str(path)) from error

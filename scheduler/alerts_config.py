@@ -12,13 +12,13 @@ from nightstream.io.alerts.filters import FilterConfig
 
 
 class KafkaConfig(BaseModel):
-    """A Kafka topic to send alerts to. An unknown field is an error."""
+    """A Kafka topic to send alerts to. An unknown field is an error. Shown, logged or stored, it tells no password."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     topic: str = Field(min_length=1)  # one message an alert
-    settings: dict[str, str | int | float | bool]  # librdkafka's, as they are: bootstrap.servers, SASL, TLS, ...
-    registry_url: str = ""  # Confluent schema registry, user:password@ allowed; empty: fixed ids, major * 100 + minor
+    settings: dict[str, str | int | float | bool] = Field(repr=False)  # librdkafka's, as they are: bootstrap.servers, SASL, ...
+    registry_url: str = Field("", repr=False)  # Confluent's, user:password@ allowed; empty: fixed ids, major * 100 + minor
     subjects: tuple[str, ...] = Field(("alert-packet",), min_length=1)  # the schema is registered under each
     settle_s: float = Field(2.0, ge=0)  # s of quiet at the topic's end after a crash, before the rest is sent
 
@@ -37,7 +37,7 @@ class AlertsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: str = "11.1"  # of the Avro packets
-    database: str = "prompt.duckdb"  # file of the embedded database, or postgresql://...
+    database: str = Field("prompt.duckdb", repr=False)  # file of the embedded database, or postgresql://...
     spool_dir: Path = Path("spool")  # alerts as they are made; durable, the archive points into it
     alerts_dir: Path = Path("alerts")  # alerts as they are published: one Avro file a visit, and users' own folders
     kafka: KafkaConfig | None = None  # set: alerts go there, not to alerts_dir

@@ -1,8 +1,8 @@
 """What a visit needs before its pixels come: the DIAObjects in the field of each detector, to force photometry at.
 
 They travel to the worker as a small file, ``<output>/visit=<id>/preload/detector=<nnn>.npy``, which is removed when the visit
-is published. A detector whose raw header does not say where it points gets none; its objects are measured from the stored
-product when the visit is published.
+is published. A detector whose raw header does not say where it points, or whose file cannot be written or is lost, has none;
+its objects are measured from the stored product when the visit is published.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from nightstream.engine.config import EngineConfig
 from nightstream.engine.matching import predicted_positions
 from nightstream.engine.values import Table
-from nightstream.errors import NightstreamError
+from nightstream.errors import DatabaseError, NightstreamError
 from nightstream.io.atomic import complete_or_absent
 from nightstream.io.cameras import RawCamera
 from nightstream.io.database.prompt_database import PromptDatabase
@@ -42,16 +42,22 @@ class Preload:
     padding_arcsec: float = 50.0  # by how much the telescope may miss what the header says
 
     def __call__(self, visit: Visit) -> Visit:
-        """Return ``visit`` with the files of positions of the detectors that have any."""
-        found = {detector: self._positions(visit.visit, detector, path) for detector, path in visit.raw_paths.items()}
-        return visit._replace(positions={detector: str(path) for detector, path in found.items() if path is not None})
+        """Return ``visit`` with the files of positions of the detectors that have any; trouble only makes them fewer."""
+        found: dict[int, str] = {}
+        for detector, raw in visit.raw_paths.items():
+            try:
+                path = self._positions(visit.visit, detector, raw)
+            except DatabaseError as error:  # away for one, away for all
+                logger.warning("no preload: %s", error.locate(visit=visit.visit))
+                break
+            except NightstreamError as error:
+                logger.warning("no preload: %s", error.locate(visit=visit.visit, detector=detector))
+                continue
+            found |= {detector: str(path)} if path is not None else {}
+        return visit._replace(positions=found)
 
     def _positions(self, visit: int, detector: int, raw: str) -> Path | None:
-        try:
-            wcs, info = read_pointing(raw, self.camera), read_info(raw, self.camera)
-        except NightstreamError as error:
-            logger.info("no preload: %s", error)  # the worker will say so, too
-            return None
+        wcs, info = read_pointing(raw, self.camera), read_info(raw, self.camera)
         if wcs is None:
             return None
         corners = footprint(wcs, self.camera.detectors[detector].shape)

@@ -53,10 +53,15 @@ class PublishQueue:
             self._ended[visit] = tuple(products)
             self._changed.notify_all()
 
-    def close(self) -> None:
-        """Publish what has been handed over, then end the thread. Visits that never ended are not waited for."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Publish what has been handed over, then end the thread. Visits that never ended are not waited for.
+
+        ``at_once``: only the visit that is being published comes to its end.
+        """
         with self._changed:
             self._is_closed = True
+            if at_once:
+                self._expected.clear()
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from nightstream.engine.force import join_positions
 from nightstream.engine.measure import source_ids
 from nightstream.engine.pipeline import DetectorPipeline
 from nightstream.engine.values import DetectorProducts, RawDetector, Table
-from nightstream.errors import InputError
+from nightstream.errors import InputError, NightstreamError
 from nightstream.io.calibrations import find_calibrations
 from nightstream.io.cameras import engine_config, load_camera
 from nightstream.io.catalogues import read_positions, read_preload, read_reference
@@ -22,6 +23,8 @@ from nightstream.io.raw import read_raw
 from nightstream.io.templates import read_template
 from nightstream.scheduler.messages import DetectorJob, WorkerSetup
 from nightstream.scheduler.worker import Stages
+
+logger = logging.getLogger(__name__)
 
 
 class WorkerInput(NamedTuple):
@@ -54,8 +57,7 @@ class ResidentDetector:
             raise InputError(f"got visit {raw.info.visit} in the header, wanted {job.visit}")
         if self.setup.template_dir:
             source_ids(raw.info.visit, raw.info.detector, 0)  # raises now what numbering the sources would raise later
-        preloaded = read_preload(job.positions) if job.positions else None
-        return WorkerInput(raw, join_positions(preloaded, self.positions))
+        return WorkerInput(raw, join_positions(_preloaded(job), self.positions))
 
     def process(self, given: WorkerInput) -> DetectorProducts:
         """Run the pipeline of the raw's band; the products carry the seconds of each stage."""
@@ -98,6 +100,15 @@ class ResidentDetector:
             for pipeline in self._pipelines.values():
                 pipeline.memory.synchronize()
             self._timings[name] = self._timings.get(name, 0.0) + time.perf_counter() - start
+
+
+def _preloaded(job: DetectorJob) -> Table | None:
+    """The objects preloaded for a job. A preload that is lost costs nothing: the publisher measures them on the product."""
+    try:
+        return read_preload(job.positions) if job.positions else None
+    except NightstreamError as error:
+        logger.warning("preload not used: %s", error.locate(visit=job.visit, detector=job.detector))
+        return None
 
 
 def build_stages(setup: WorkerSetup) -> Stages:

@@ -109,9 +109,12 @@ class _Run:
     peak_in_flight: int = 0
 
     def take(self, visit: Visit) -> None:
-        """Feed a visit to the state machine, which deals with the raw files that are there."""
+        """Feed a visit to the state machine, which deals with the raw files that are there; without any, the visit has ended."""
         self.visits[visit.visit] = visit
-        self.tell(VisitArrived(time_s=self.clock(), visit=visit.visit, raw_paths=visit.raw_paths))
+        if visit.raw_paths:
+            self.tell(VisitArrived(time_s=self.clock(), visit=visit.visit, raw_paths=visit.raw_paths))
+        else:
+            self._close(CloseVisit(visit=visit.visit, frames=(), arrived_s=self.clock()))
 
     def tell(self, event: Event) -> None:
         """Feed one event to the state machine and carry out what follows."""

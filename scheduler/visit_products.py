@@ -62,10 +62,16 @@ def read_visit(visit: int, paths: Sequence[Path], skip: Iterable[int] = ()) -> V
             _check(tables, visit)
             found[tables.info.detector] = tables, Path(path)
         except NightstreamError as error:
-            problems.append(error.locate(visit=visit, path=str(path)))
+            problems.append(error.locate(visit=visit, detector=detector_of(path), path=str(path)))
     chosen = [detector for detector in sorted(found) if detector not in skip]
     tables, where = ({detector: found[detector][i] for detector in chosen} for i in (0, 1))
     return VisitProducts(visit, tables, where, tuple(problems))
+
+
+def detector_of(path: Path) -> int | None:
+    """The detector that a product's name tells."""
+    number = Path(path).stem.rpartition("=")[2]
+    return int(number) if number.isdigit() else None
 
 
 def _check(tables: DetectorTables, visit: int) -> None:

@@ -206,8 +206,10 @@ def _process(survey: Survey, device: str, scheduler: SchedulerConfig, steps: _St
         with AlertStream(survey.camera, _product_dir(survey), engine_config(survey.camera), config) as alerts:
 
             def on_end(visit: int, reports: list[DetectorReport]) -> None:
-                write_visit_master(_product_dir(survey), visit, reports)
-                alerts.ended(visit, reports)
+                try:
+                    write_visit_master(_product_dir(survey), visit, reports)
+                finally:
+                    alerts.ended(visit, reports)
 
             hooks = RunHooks(on_report=advance, write_master=on_end)
             run = run_visits(alerts.arriving(visits), workers, executor, scheduler.policy(), hooks)

@@ -27,6 +27,7 @@ FAILURE, USAGE = 1, 2  # exit status
 # module: what installs it
 EXTRA_OF = {"matplotlib": "plot", "cupy": "cuda13-wheels", "confluent_kafka": "kafka", "psycopg": "postgres"}
 SECTIONS = ("engine", "scheduler", "alerts")  # of the configuration file
+SECRETS = {"kafka", "database"}  # settings that may hold passwords: their values are never shown
 SHOWN = 8  # values of a list in a message
 
 
@@ -173,7 +174,8 @@ def _problem(section: str, entry: Mapping[str, Any]) -> str:
     name = ".".join([section, *map(str, entry["loc"])])
     if entry["type"] == "extra_forbidden":
         return f"{name}: unknown setting"
-    return f"{name}: {entry['msg'].lower()}, got {entry['input']!r}"
+    got = "" if SECRETS.intersection(entry["loc"]) else f", got {entry['input']!r}"
+    return f"{name}: {entry['msg'].lower()}{got}"
 
 
 class Failures(list):

@@ -31,7 +31,7 @@ from nightstream.scheduler.executor import make_executor
 
 if TYPE_CHECKING:
     from nightstream.io.cameras import RawCamera
-    from nightstream.scheduler.alert_stream import AlertStream
+    from nightstream.scheduler.alert_stream import AlertOutcome, AlertStream
     from nightstream.scheduler.messages import DetectorReport, WorkerSetup
     from nightstream.scheduler.run import RunSummary, Visit
 
@@ -71,6 +71,8 @@ def run_command(options: RunOptions) -> None:
         detectors = sorted({detector for visit in visits for detector in visit.raw_paths})
         setups = {detector: make_setup(options, settings, detector) for detector in detectors}
         with open_alerts(options, settings, camera) as alerts:
+            for line in alerts.warnings if alerts is not None else ():
+                warn(line)
             summary, reports = stream_visits(visits, setups, settings, options.output, alerts) if visits else (None, [])
         finish(summary, reports, problems, alerts)
 
@@ -175,9 +177,11 @@ def stream_visits(
             failed.extend([report] if report.status != "done" else [])
 
         def on_end(visit: int, reports: list[DetectorReport]) -> None:
-            write_visit_master(output, visit, reports)
-            if alerts is not None:
-                alerts.ended(visit, reports)
+            try:
+                write_visit_master(output, visit, reports)
+            finally:
+                if alerts is not None:
+                    alerts.ended(visit, reports)
 
         hooks = RunHooks(
             on_report=on_report,
@@ -193,17 +197,26 @@ def finish(
     summary: RunSummary | None, failed: list[DetectorReport], problems: list[NightstreamError], alerts: AlertStream | None = None
 ) -> None:
     """Print the tables and what failed; exit with 1 if anything did."""
-    if summary is not None:
+    if summary is not None and summary.visits:
         console.print(visits_table(summary), stages_table(summary))
     failures = failures_of(summary, failed, problems)
     if alerts is not None:
-        from nightstream.report.alerts import alerts_table, of_outcome
-
-        console.print(alerts_table(of_outcome(alerts.outcome)))
+        print_alerts(alerts.outcome)
         failures += alert_failures(alerts.outcome)
     if failures:
         print_failures(error_console, failures)
         raise typer.Exit(FAILURE)
+
+
+def print_alerts(outcome: AlertOutcome) -> None:
+    """Print the table of alerts, and how much was done already."""
+    from nightstream.report.alerts import alerts_table, of_outcome
+
+    if outcome.visits:
+        console.print(alerts_table(of_outcome(outcome)))
+    if outcome.n_skipped:
+        what = "1 detector was" if outcome.n_skipped == 1 else f"{outcome.n_skipped} detectors were"
+        console.print(f"{what} stored by an earlier run and left alone")
 
 
 def _absolute(path: Path | None) -> str | None:

@@ -65,7 +65,8 @@ def alert_failures(outcome: AlertOutcome) -> list[tuple[str, str, str]]:
     """Return (visit, detector, error) of what could not be stored or sent."""
     problems = [problem for visit in outcome.visits for problem in visit.problems]
     rows = [(_known(problem.visit), _known(problem.detector), str(problem)) for problem in problems]
-    rows += [(str(visit), "database", message) for visit, message in outcome.failed.items()]
+    rows += [(str(visit), "alerts", message) for visit, message in outcome.failed.items()]
+    rows += [("?", "database", outcome.error)] if outcome.error else []
     if outcome.n_unsent:
         reason = f": {outcome.trouble}" if outcome.trouble else ""
         rows.append(("?", "alerts", f"{outcome.n_unsent} alerts wait to be sent, by a later run{reason}"))

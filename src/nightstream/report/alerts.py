@@ -72,7 +72,7 @@ def of_outcome(outcome: AlertOutcome) -> list[VisitAlerts]:
             n_alerts=done.n_alerts,
             n_new_objects=done.n_new_objects,
             n_solar_system=done.n_solar_system,
-            latencies_s=outcome.latencies_s[done.visit],
+            latencies_s=outcome.latencies_s.get(done.visit, np.empty(0)),
         )
         for done in outcome.visits
     ]

@@ -93,7 +93,7 @@ class AlertStream:
         config, sink = self._config, make_sink(self._config)
         opened.callback(sink.close)
         _make_folder(self._output_dir)  # where the embedded database lies, by default
-        self._database = opened.enter_context(open_database(config.database))
+        self._database = opened.enter_context(open_database(config.database, spool_dir=config.spool_dir))
         self._publisher = Publisher(
             database=self._database, engine=self._engine, spool_dir=config.spool_dir, on_alerts=self._filters.apply,
             schema_version=config.schema_version, ephemerides=self._ephemerides,

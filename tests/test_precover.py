@@ -11,6 +11,7 @@ import pytest
 from exposures import NJY_PER_ELECTRON, epochs
 from product_scene import assert_same
 from scenes import lattice
+from small_survey import CAMERA
 from typer.testing import CliRunner
 
 from nightstream.cli import app
@@ -23,6 +24,7 @@ from nightstream.io.products import product_path, read_detector_products, write_
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.wcs import Wcs
 from nightstream.scheduler.precover import KEY, force_from_product, precover
+from nightstream.simulate.truth import read_table
 
 HOST = SimpleNamespace(array=np.asarray)
 NOW = 61010.0
@@ -352,3 +354,40 @@ def test_command_wants_a_folder_of_products(tmp_path):
     """A folder that is not there is a usage error."""
     result = invoke("--database", "prompt.duckdb", "--products", tmp_path / "nowhere")
     assert result.exit_code == 2 and "nowhere" in result.output
+
+
+def true_fluxes(forced, truth, reach_arcsec=5.0):
+    """The true flux (nJy) at each row: a transient's own, zero where nothing else is near, NaN where it is not so simple."""
+    flux = np.zeros(len(forced["ra"]))
+    for visit in np.unique(forced["visit"]):
+        rows, change = np.flatnonzero(forced["visit"] == visit), np.flatnonzero(truth["visit"] == visit)
+        apart = separation_arcsec(forced["ra"][rows, None], forced["dec"][rows, None], truth["ra"][change], truth["dec"][change])
+        near, number = change[apart.argmin(axis=1)], (apart < reach_arcsec).sum(axis=1)
+        is_own = (apart.min(axis=1) < 0.9) & (truth["kind"][near] == "transient")
+        alone = np.where(is_own & (number == 1), truth["difference_flux_njy"][near], np.nan)
+        flux[rows] = np.where(number == 0, 0.0, alone)
+    return flux
+
+
+def separation_arcsec(ra, dec, ra_to, dec_to):
+    return np.hypot((ra - ra_to) * np.cos(np.radians(dec)), dec - dec_to) * 3600.0
+
+
+def test_a_run_and_its_precovery_agree_with_the_truth(small_survey, tmp_path):
+    """From raws to precovered fluxes: each object has a row a visit, with its true flux, or none where it was not yet."""
+    run = ["run", small_survey.science, "-c", CAMERA, "-o", tmp_path, "--executor", "local"]
+    run += ["--calibrations", small_survey.calibrations, "--templates", small_survey.templates]
+    looked_for = ["precover", "--database", tmp_path / "prompt.duckdb", "--products", tmp_path]
+    counts = []
+    for command in (run, looked_for):
+        result = CliRunner().invoke(app, [str(word) for word in command])
+        assert result.exit_code == 0, result.output
+        with open_database(tmp_path / "prompt.duckdb", read_only=True) as opened:
+            ids = np.union1d(*map(opened.claimed_objects, small_survey.visits))
+            forced = opened.history(ids, 0.0)[1]
+        counts.append(len(forced["ra"]))
+    true = true_fluxes(forced, read_table(small_survey.root / "truth.h5", "changes"))
+    known = np.isfinite(true)
+    pull = (forced["psf_flux"] - true)[known] / forced["psf_flux_err"][known]
+    assert counts[1] == 2 * len(ids) > counts[0]
+    assert pull.size >= 12 and abs(pull.mean()) < 4 / np.sqrt(pull.size) and abs(pull).max() < 4

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,13 +27,13 @@ from nightstream.engine.config import EngineConfig
 from nightstream.engine.dia_objects import summarize_objects
 from nightstream.engine.tables import n_rows, stack, take
 from nightstream.engine.values import Table
-from nightstream.errors import ConflictError, DisconnectedError, NightstreamError, UnprocessableError
+from nightstream.errors import ConflictError, DisconnectedError, NightstreamError
 from nightstream.io.clock import now_mjd_tai
 from nightstream.io.database.prompt_database import PromptDatabase, VisitBatch
 from nightstream.scheduler.alert_batch import AlertBatch, AlertTables, spool_alerts
 from nightstream.scheduler.forced_rows import forced_rows
 from nightstream.scheduler.publish_queue import EndedVisit
-from nightstream.scheduler.visit_products import VisitProducts, read_visit
+from nightstream.scheduler.visit_products import VisitProducts, detector_of, read_visit
 from nightstream.scheduler.visit_summary import detector_visit_rows
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ class PublishedVisit:
 class Publisher:
     """Publishes visits, one after the other.
 
-    ``on_alerts`` gets the alerts of a visit just before they are stored; again, if storing them is broken off.
+    ``on_alerts`` gets the alerts of a visit just before they are stored; again, if storing them is broken off. What it returns
+    is told among the problems.
     """
 
     database: PromptDatabase
@@ -68,12 +69,13 @@ class Publisher:
     spool_dir: Path
     schema_version: str
     ephemerides: Table | None = None  # predictions of Solar System objects
-    on_alerts: Callable[[AlertBatch], object] = lambda batch: None
+    on_alerts: Callable[[AlertBatch], Iterable[NightstreamError]] = lambda batch: ()
 
     def publish(self, ended: EndedVisit) -> PublishedVisit:
         """Store and pack what the detectors of a visit found that are not stored yet.
 
-        A product that cannot be used is told among the problems and does not stop the others.
+        A product that cannot be used, or has too many new objects, is told among the problems and does not stop the others;
+        nothing of it is stored, so that the next run does its detector again.
         """
         start = time.perf_counter()
         for attempt in range(ATTEMPTS):
@@ -89,27 +91,40 @@ class Publisher:
 
     def _attempt(self, ended: EndedVisit) -> PublishedVisit:
         revision = self.database.revision()  # before anything else is read: it tells if others write meanwhile
-        products = read_visit(ended.visit, ended.products, skip=self.database.published_detectors(ended.visit))
-        if not products.detectors:
-            return PublishedVisit(visit=ended.visit, problems=products.problems)
-        return self._publish(products, ended.arrived_mjd_tai, revision)
+        stored = self.database.published_detectors(ended.visit)
+        paths, broken = list(ended.products), []
+        while True:
+            products = read_visit(ended.visit, paths, skip=stored)
+            try:
+                done = self._publish(products, ended.arrived_mjd_tai, revision)
+            except NightstreamError as error:  # of pixels or stamps, which are read later than the tables
+                if error.path is None or error.path not in map(str, paths):
+                    raise
+                paths = [path for path in paths if str(path) != error.path]
+                broken.append(error.locate(visit=ended.visit, detector=detector_of(error.path)))
+            else:
+                return replace(done, problems=(*broken, *done.problems))
 
     def _publish(self, products: VisitProducts, arrived_mjd_tai: float, revision: int) -> PublishedVisit:
+        if not products.detectors:
+            return PublishedVisit(visit=products.visit, problems=products.problems)
         mjd = products.midpoint_mjd_tai
         since = mjd - self.engine.dia_object.history_days
         first_forced_id = self.database.next_forced_id()
         objects = self.database.objects_in(products.footprints, self._padding_arcsec, mjd, since_mjd_tai=since)
         found = self._associate(products, objects)
         sources, products = _associated(products.dia_sources, found), products.without(found.refused)
+        if not products.detectors:
+            return PublishedVisit(visit=products.visit, problems=products.problems)
         new = take(sources, found.is_new[found.is_stored])
         forced = forced_rows(products, objects, new, self.engine.associate)
         sources, forced = _processed(sources), _processed(forced)
         forced["dia_forced_source_id"] = first_forced_id + np.arange(n_rows(forced), dtype=np.int64)
         tables = self._with_history(sources, forced, found.ss_sources, mjd, since)
         alerts = spool_alerts(products, tables, self.spool_dir, self.schema_version, arrived_mjd_tai)
-        self.on_alerts(alerts)
+        problems = self.on_alerts(alerts)
         self.database.write(replace(_batch(products, tables, forced, alerts), revision=revision))
-        return _summary(products, found, alerts)
+        return _summary(products, found, alerts, problems)
 
     def _with_history(self, sources: Table, forced: Table, ss_sources: Table, mjd: float, since: float) -> AlertTables:
         """What was known of the sources' objects before, and what they are now."""
@@ -167,7 +182,9 @@ def _batch(products: VisitProducts, tables: AlertTables, forced: Table, alerts: 
     )
 
 
-def _summary(products: VisitProducts, found: Association, alerts: AlertBatch) -> PublishedVisit:
+def _summary(
+    products: VisitProducts, found: Association, alerts: AlertBatch, problems: Iterable[NightstreamError]
+) -> PublishedVisit:
     return PublishedVisit(
         visit=products.visit,
         detectors=products.detectors,
@@ -176,9 +193,5 @@ def _summary(products: VisitProducts, found: Association, alerts: AlertBatch) ->
         n_solar_system=int((found.ss_object_id > 0).sum()),
         n_marginal=int(found.is_marginal.sum()),
         n_duplicates=int(found.is_duplicate.sum()),
-        problems=(*products.problems, *_refusals(products.visit, found)),
+        problems=(*products.problems, *problems),
     )
-
-
-def _refusals(visit: int, found: Association) -> list[NightstreamError]:
-    return [UnprocessableError(reason, visit=visit, detector=detector) for detector, reason in found.refused.items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 from nightstream.engine.tables import stack
 from nightstream.engine.values import Table
-from nightstream.errors import InputError, NightstreamError
+from nightstream.errors import InputError, NightstreamError, UnprocessableError
 from nightstream.io.products import DetectorTables, footprint, read_dia_tables
 
 
@@ -44,10 +44,14 @@ class VisitProducts:
         """The corners of each detector on the sky, (k, 2) ra and dec, deg."""
         return [footprint(tables.wcs, tables.shape) for tables in self.tables.values()]
 
-    def without(self, refused: Iterable[int]) -> VisitProducts:
-        """Return the visit without some of its detectors."""
-        kept = {detector: tables for detector, tables in self.tables.items() if detector not in set(refused)}
-        return VisitProducts(self.visit, kept, {detector: self.paths[detector] for detector in kept}, self.problems)
+    def without(self, refused: Mapping[int, str]) -> VisitProducts:
+        """Return the visit without some of its detectors, and with the reasons for that among its problems."""
+        kept = {detector: tables for detector, tables in self.tables.items() if detector not in refused}
+        problems = [
+            UnprocessableError(reason, visit=self.visit, detector=detector, path=str(self.paths[detector]))
+            for detector, reason in refused.items()
+        ]
+        return VisitProducts(self.visit, kept, {d: self.paths[d] for d in kept}, (*self.problems, *problems))
 
 
 def read_visit(visit: int, paths: Sequence[Path], skip: Iterable[int] = ()) -> VisitProducts:
@@ -68,7 +72,7 @@ def read_visit(visit: int, paths: Sequence[Path], skip: Iterable[int] = ()) -> V
     return VisitProducts(visit, tables, where, tuple(problems))
 
 
-def detector_of(path: Path) -> int | None:
+def detector_of(path: str | Path) -> int | None:
     """The detector that a product's name tells."""
     number = Path(path).stem.rpartition("=")[2]
     return int(number) if number.isdigit() else None

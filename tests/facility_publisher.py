@@ -29,7 +29,7 @@ logging.getLogger("nightstream").setLevel(logging.INFO)
 with open_database(url, spool_dir=folder / "spool") as database:
     publisher = Publisher(
         database=database, engine=EngineConfig(), spool_dir=folder / "spool", schema_version="11.1",
-        on_alerts=lambda batch: time.sleep(pause),
+        on_alerts=lambda batch: time.sleep(pause) or (),
     )  # fmt: skip
     sender = Sender(database, FileSink(folder / "alerts"), folder / "spool").start()
     print("ready", flush=True)

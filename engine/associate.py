@@ -59,10 +59,11 @@ def associate(
     """Say which of the objects each DIASource of one visit belongs to.
 
     ``sources``: dia_source_id, detector, ra, dec (deg, ICRS), midpoint_mjd_tai and, where known, ra_err, dec_err,
-    ra_dec_cov (deg; ra's times cos(dec)), snr, visit, reliability and flags. ``objects``: dia_object_id, ra, dec and, where
-    known, their errors, radec_mjd_tai, pm_ra, pm_dec (mas/yr) and their errors. ``ephemerides``: predictions of one visit or
-    many (`solar_system.predictions_for`). ``claimed``: objects (of either kind) that have a source of this visit already,
-    from detectors that were stored before; a source that would be theirs is a duplicate.
+    ra_dec_cov (deg; ra's times cos(dec)), snr, science_flux and its error, visit, reliability and flags. ``objects``:
+    dia_object_id, ra, dec and, where known, their errors, radec_mjd_tai, pm_ra, pm_dec (mas/yr) and their errors.
+    ``ephemerides``: predictions of one visit or many (`solar_system.predictions_for`). ``claimed``: objects (of either kind)
+    that have a source of this visit already, from detectors that were stored before; a source that would be theirs is a
+    duplicate.
 
     A pair costs -ln of its Gaussian density under the errors of both, with a floor; of all one-to-one matches within
     ``config.radius_arcsec`` the one of least total cost is taken, where a source alone costs ``config.no_match_cost``.
@@ -149,6 +150,8 @@ def _known_objects(where: Positions, ids, known, config):
 def _is_flagged(sources: Table, config: AssociateConfig) -> np.ndarray:
     """Return (n,) bool: sources that make no object of their own."""
     flagged = float_column(sources, "reliability") < config.min_reliability  # NaN is not below anything
+    error = float_column(sources, "science_flux_err")
+    flagged |= (error > 0) & (float_column(sources, "science_flux") < config.min_science_snr * error)
     for name in MARGINAL_FLAGS:
         if name in sources:
             flagged |= np.asarray(sources[name], dtype=bool)

@@ -165,6 +165,8 @@ class AssociateConfig(Section):
     # days that rates move a prediction which names no visit; a main-belt asteroid strays by 0.2 arcsec in 0.1 day
     ephemeris_max_days: float = Field(0.1, ge=0)
     min_reliability: float = Field(0.1, ge=0, le=1)  # an unmatched source below makes no object; no reliability passes
+    # S/N on the visit image below which an unmatched source makes no object: no light of the sky is less than none.
+    min_science_snr: float = -2.0
     max_new_objects_per_detector: int = Field(1000, ge=0)  # more than this mean that the subtraction failed
 
 

@@ -249,6 +249,15 @@ def test_unreliable_sources_make_no_objects():
     assert associate(sources, {}, CONFIG).is_marginal.tolist() == [True, False, False]
 
 
+def test_sources_darker_than_the_sky_make_no_objects():
+    """On the visit image itself nothing is fainter than no light; what was not measured there passes."""
+    sources = make_sources(20.0 * np.arange(5), science_flux=[-2.1, -1.9, np.nan, -9.0, 9.0], science_flux_err=1.0)
+    sources["science_flux_err"][3] = np.nan
+    found = associate(sources, make_objects([100.0]), CONFIG)
+    assert found.is_marginal.tolist() == [True, False, False, False, False]
+    assert associate(sources, make_objects([0.0]), CONFIG).dia_object_id[0] == 1
+
+
 @pytest.mark.parametrize("years", [-1.5, 2.0])
 def test_a_fast_object_is_matched_where_it_is_now(years):
     """1 arcsec a year for two years: the object is found at its new place, and a source at its old place is new."""

@@ -111,13 +111,15 @@ class Publisher:
         mjd = products.midpoint_mjd_tai
         since = mjd - self.engine.dia_object.history_days
         first_forced_id = self.database.next_forced_id()
-        objects = self.database.objects_in(products.footprints, self._padding_arcsec, mjd, since_mjd_tai=since)
+        # all of them: one that comes back after a quiet year is no new one
+        objects = self.database.objects_in(products.footprints, self._padding_arcsec, mjd, since_mjd_tai=-np.inf)
         found = self._associate(products, objects)
         sources, products = _associated(products.dia_sources, found), products.without(found.refused)
         if not products.detectors:
             return PublishedVisit(visit=products.visit, problems=products.problems)
         new = take(sources, found.is_new[found.is_stored])
-        forced = forced_rows(products, objects, new, self.engine.associate)
+        active = (objects["last_dia_source_mjd_tai"] >= since) | np.isin(objects["dia_object_id"], found.dia_object_id)
+        forced = forced_rows(products, take(objects, active), new, self.engine.associate)
         sources, forced = _processed(sources), _processed(forced)
         forced["dia_forced_source_id"] = first_forced_id + np.arange(n_rows(forced), dtype=np.int64)
         tables = self._with_history(sources, forced, found.ss_sources, mjd, since)

@@ -174,7 +174,7 @@ def _by_object(table: Table) -> Table:
 def _batch(products: VisitProducts, tables: AlertTables, forced: Table, alerts: AlertBatch) -> VisitBatch:
     return VisitBatch(
         visit=products.visit,
-        detector_visits=detector_visit_rows(products),
+        detector_visits=_processed(detector_visit_rows(products)),
         dia_sources=tables.dia_sources,
         dia_objects=tables.dia_objects,
         forced_sources=forced,

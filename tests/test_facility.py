@@ -15,10 +15,12 @@ from small_survey import CAMERA
 from typer.testing import CliRunner
 
 from nightstream.cli import app
-from nightstream.engine.config import AssociateConfig
+from nightstream.engine.config import AssociateConfig, EngineConfig
 from nightstream.io.database.prompt_database import PromptDatabase, open_database
 from nightstream.io.database.tables import TABLES, StoredTable, quoted, selected
 from nightstream.kernels.sky_frames import unit_vectors
+from nightstream.scheduler.publish import Publisher
+from nightstream.scheduler.publish_queue import EndedVisit
 from nightstream.simulate.catalogue import write_visit
 
 OWN_PLACE = ("offset", "length", "spooldir", "productpath")  # where deflated packets with other times lie, and folders
@@ -72,6 +74,30 @@ def test_a_run_stores_the_same_rows_in_either_database(nights):
     assert compare_alerts(embedded / "alerts", facility / "alerts") == []
 
 
+def test_only_what_nobody_measures_is_empty(nights):
+    """Of these tables every column has values, but for those of models and catalogues that the engine does not have."""
+    shapes = {f"i{axes}{of}" for axes in ("xx", "yy", "xy") for of in ("", "PSF")}
+    moments = {"ssObjectReassocTimeMjdTai", "timeWithdrawnMjdTai"}
+    source = {"parentDiaSourceId", "psfLnL", "extendedness", "reliability", "reliabilityVersion"} | shapes | moments
+    expected = {
+        "DiaSource": source, "DiaForcedSource": {"timeWithdrawnMjdTai", "diaSourceId"}, "Alert": {"reliability"},
+        "DetectorVisitProcessingSummary": {"astromOffsetMean", "astromOffsetStd"},
+    }  # fmt: skip
+    with open_database(nights[1][1], read_only=True) as database:
+        for table in (table for table in TABLES if table.schema.name in expected):
+            empty = {name for name in empty_columns(database, table) if not name.startswith(("trail", "dipole"))}
+            assert empty == expected[table.schema.name]
+
+
+def empty_columns(database: PromptDatabase, table: StoredTable) -> list[str]:
+    """The columns of a table that are NULL in all rows."""
+    names = [column.apdb for column in table.schema.columns]
+    counts = ", ".join(f'count("{name}")' for name in names)
+    with database._store.transaction() as session:
+        found = session.fetch(f"SELECT {counts} FROM {table.name}", ["i8"] * len(names))
+    return [name for name, count in zip(names, found, strict=True) if count[0] == 0]
+
+
 def test_alerts_are_found_in_a_servers_database(nights, tmp_path):
     """By source and by object, with stamps, picture and VOEvent."""
     output, url = nights[1]
@@ -94,6 +120,25 @@ def test_precovery_works_on_a_servers_database(nights):
         with open_database(database, read_only=True) as opened:
             counts.append(opened.row_counts())
     assert counts[0] == counts[1] and counts[0]["Precovery"] > 0
+
+
+def test_a_visit_is_published_though_the_server_restarts(postgres_server, tmp_path):
+    """The server is gone and back while the alerts are packed; the visit is stored without being done again by hand."""
+    visit, calls = make_visit(1), []
+
+    def restart(batch) -> tuple:
+        calls.append(batch.visit)
+        if len(calls) == 1:
+            postgres_server.stop()
+            postgres_server.start()
+        return ()
+
+    with open_database(postgres_server.new_database(), spool_dir=tmp_path / "spool") as database:
+        publisher = Publisher(
+            database=database, engine=EngineConfig(), spool_dir=tmp_path / "spool", schema_version="11.1", on_alerts=restart
+        )
+        done = publisher.publish(EndedVisit(1, tuple(write_visit(tmp_path, visit, *lonely_stars(20))), MJD))
+        assert done.n_alerts == database.row_counts()["Alert"] > 0
 
 
 @pytest.fixture(scope="module")

@@ -410,6 +410,42 @@ def test_a_read_only_database_is_read_only(url):
             database.write(whole_visit(8))
 
 
+def test_roles_need_no_more_than_their_work(postgres_server):
+    """A role that may only read can use the archive; one that may also write rows publishes; neither owns anything."""
+    import psycopg
+
+    url = postgres_server.new_database()
+    open_database(url).close()
+    rights = {"reads": "SELECT", "writes": "SELECT, INSERT, UPDATE, DELETE"}
+    with psycopg.connect(url, autocommit=True) as owner:
+        for role, right in rights.items():
+            owner.execute(f"CREATE ROLE {role} LOGIN")
+            owner.execute(f"GRANT {right} ON ALL TABLES IN SCHEMA public TO {role}")
+    with open_database(url.replace("nightstream@", "writes@")) as database:
+        assert database.write(whole_visit(7)) == {1, 2}
+        database.mark_sent(database.unsent_alerts("visit=7.avro")["dia_source_id"], MJD)
+        assert database.unsent_files() == []
+    with open_database(url.replace("nightstream@", "reads@")) as database:
+        assert len(database.history([1001], EVER)[0]["ra"]) == len(database.find_alert(7_001_001)["visit"]) == 1
+        with pytest.raises(DatabaseError, match="permission denied"):
+            database.write(whole_visit(8))
+    with psycopg.connect(url, autocommit=True) as owner:
+        for role in rights:
+            owner.execute(f"DROP OWNED BY {role}")
+            owner.execute(f"DROP ROLE {role}")
+
+
+def test_alerts_in_another_folder_are_others_to_send(postgres_server, tmp_path):
+    """Of two processes on a server's database each sees the files of its own spool folder; without one, all are seen."""
+    url = postgres_server.new_database()
+    for visit, name in ((7, "a"), (8, "b")):
+        with open_database(url, spool_dir=tmp_path / name) as database:
+            database.write(whole_visit(visit))
+            assert [file.visit for file in database.unsent_files()] == [visit]
+    with open_database(url) as database:
+        assert [file.visit for file in database.unsent_files()] == [7, 8]
+
+
 def test_threads_share_a_database(database):
     """Eight threads that write and read at once store every visit once, with dense numbers."""
     failures = []

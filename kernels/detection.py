@@ -31,7 +31,7 @@ class Detections:
     is_negative: Any  # bool
     footprint: Any  # int32, label of the footprint the peak lies in; lobes that touch share one
     footprint_area: Any  # int32, pixels of that footprint
-    bbox_size: Any  # int32, larger side of the box around that footprint
+    bbox_size: Any  # int32, even side of the least square about the peak that holds that footprint
     labels: Any  # (ny, nx) int32, 0 outside footprints
     score: Any  # (ny, nx) float32, signal to noise of a point source at each pixel; 0 on unusable pixels
 
@@ -118,9 +118,10 @@ def detect(
     row, column = _peaks(score, above, peak_radius_pix)
     snr = score[row, column].astype(np.float64)
     footprint = labels[row, column]
-    area, extent = _footprint_sizes(labels)
+    area, first, last = _footprint_boxes(labels)
+    side = _square_about(row, column, first[footprint], last[footprint])
     x, y = column.astype(np.float64), row.astype(np.float64)
-    return Detections(x, y, snr, snr < 0, footprint, area[footprint], extent[footprint], labels, score)
+    return Detections(x, y, snr, snr < 0, footprint, area[footprint], side, labels, score)
 
 
 def score_image(image, mask, variance, psf_stamp, *, planes=None):
@@ -214,25 +215,32 @@ def _peaks(score, above, radius: int):
     return row, column
 
 
-def _footprint_sizes(labels):
-    """Return (area, larger side of the bounding box), int32, both indexed by label; entry 0 is 0."""
+def _footprint_boxes(labels):
+    """Return (area (n,), first (n, 2), last (n, 2)), indexed by label: pixels, and the ends of the box in y and x."""
     xp = array_module(labels)
     row, column = xp.nonzero(labels)
     label = labels[row, column].astype(np.int64)
     n = int(labels.max()) + 1 if labels.size else 1
-    area = xp.bincount(label, minlength=n)
-    sides = [_extent(label, v, n) for v in (row, column)]
-    return area.astype(np.int32), xp.maximum(*sides).astype(np.int32)
+    ends = [_ends(label, position, n) for position in (row, column)]
+    first, last = (xp.stack(pair, axis=-1) for pair in zip(*ends, strict=True))
+    return xp.bincount(label, minlength=n).astype(np.int32), first, last
 
 
-def _extent(label, position, n: int):
-    """Return for each label 0..n-1 the span (last - first + 1) of ``position``, 0 if it has none."""
+def _ends(label, position, n: int):
+    """Return for each label 0..n-1 the first and last ``position``; anything where it has none."""
     xp = array_module(label)
-    stride = int(position.max()) + 1 if position.size else 1
+    if position.size == 0:
+        return xp.zeros(n, np.int64), xp.zeros(n, np.int64)
+    stride = int(position.max()) + 1
     key = xp.sort(label * stride + position)
     first = xp.searchsorted(key, xp.arange(n) * stride)
     last = xp.searchsorted(key, xp.arange(1, n + 1) * stride) - 1
-    if key.size == 0:
-        return xp.zeros(n, np.int64)
-    present = last >= first
-    return xp.where(present, key[xp.maximum(last, 0)] - key[xp.minimum(first, key.size - 1)] + 1, 0)
+    offset = xp.arange(n) * stride
+    return key[xp.minimum(first, key.size - 1)] - offset, key[xp.maximum(last, 0)] - offset
+
+
+def _square_about(row, column, first, last):
+    """Return (n,) int32 even sides of the least squares about pixels, their pixel ``side // 2``, that hold the boxes."""
+    xp = array_module(row)
+    at = xp.stack([row, column], axis=-1)
+    return (2 * xp.maximum((at - first).max(axis=1), (last - at).max(axis=1) + 1)).astype(np.int32)

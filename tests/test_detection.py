@@ -125,15 +125,19 @@ def test_equal_pixels_give_one_peak(target):
 
 
 def test_footprint_sizes_are_those_of_the_labels():
-    """Area and box of every footprint are what counting its pixels gives."""
+    """The area is what counting pixels gives; a stamp of the box's side about the peak holds them all, the next less does not."""
     rng = np.random.default_rng(13)
     x, y, shape = lattice(rng, 4, 30)
+    x[1], y[1] = x[0] + 6, y[0] + 3  # two peaks in one footprint
     image, mask, variance = noisy(rng, stars(shape, x, y, np.full(x.size, flux_of_snr(30.0))))
     found = detect(image, mask, variance, STAMP)
     for k in range(len(found)):
         rows, columns = np.nonzero(found.labels == found.footprint[k])
         assert found.footprint_area[k] == len(rows)
-        assert found.bbox_size[k] == max(np.ptp(rows), np.ptp(columns)) + 1
+        for side, fits in ((found.bbox_size[k], True), (found.bbox_size[k] - 2, False)):
+            low = np.array([found.y[k], found.x[k]]) - side // 2
+            offset = np.stack([rows, columns], axis=-1) - low
+            assert (offset.min() >= 0 and offset.max() < side) == fits
 
 
 def test_marks_grow_the_mask_by_sign():

@@ -77,6 +77,9 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
         raise FileError(f"not a readable CSV file: {error}", path=str(path)) from None
     if not rows:
         raise InputError("got no rows, wanted a header line and one row a source", path=str(path))
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():  # what the reader puts for cells too many or too few
+            raise InputError(f"row {number} has not as many cells as the header", path=str(path))
     return {str(name).strip(): np.array([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -47,15 +47,18 @@ def spool_alerts(
 ) -> AlertBatch:
     """Pack an alert for each of ``tables.dia_sources``, the surest first, into one durable file.
 
-    An older file of the same detectors is replaced: it was never committed.
+    An older file of the same detectors is replaced: it was never committed. Without alerts there is no file.
     """
     order = alert_order(tables.dia_sources)
     sources = take(tables.dia_sources, order)
     path = spool_dir / spool_name(products.visit, products.detectors)
-    bodies = _bodies(products, sources, tables, version)
-    ids = sources["dia_source_id"]
-    offset, length = write_alert_file(path, bodies, version, ids=ids, visit=products.visit)
-    n = n_rows(sources)
+    n, ids = n_rows(sources), sources["dia_source_id"]
+    if n:
+        bodies = _bodies(products, sources, tables, version)
+        offset, length = write_alert_file(path, bodies, version, ids=ids, visit=products.visit)
+    else:
+        path.unlink(missing_ok=True)
+        offset = length = np.empty(0, np.int64)
     names = ("dia_source_id", "dia_object_id", "ss_object_id", "visit", "detector")
     rows = {name: sources[name] for name in names} | {
         "alert_file": np.full(n, path.name),

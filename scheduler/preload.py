@@ -51,7 +51,7 @@ class Preload:
                 logger.warning("no preload: %s", error.locate(visit=visit.visit))
                 break
             except NightstreamError as error:
-                logger.warning("no preload: %s", error.locate(visit=visit.visit, detector=detector))
+                logger.info("no preload: %s", error.locate(visit=visit.visit, detector=detector))  # the worker will say so, too
                 continue
             found |= {detector: str(path)} if path is not None else {}
         return visit._replace(positions=found)

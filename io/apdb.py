@@ -234,25 +234,10 @@ periodPower                 f   -      stat.fit.goodness    share of chi^2 that 
 periodFap                   f   -      stat.probability     chance that noise alone gives such power
 """
 
+# The columns of DiaObject that association looks at, kept apart for quick reading; those after nDiaSources are ours.
 _DIA_OBJECT_LAST = """
-diaObjectId                 l!  -      meta.id;src          number of the object
-validityStartMjdTai         d!  -      time.epoch           from when this version holds, MJD TAI
-lastDiaSourceMjdTai         d   -      time.epoch           time of the last source, MJD TAI
-ra                          d!  deg    pos.eq.ra            right ascension, ICRS
-raErr                       f   deg    stat.error;pos.eq.ra error of ra times cos(dec)
-dec                         d!  deg    pos.eq.dec           declination, ICRS
-decErr                      f   deg    stat.error;pos.eq.dec error of dec
-ra_dec_Cov                  f   deg**2 -                    covariance of ra cos(dec) and dec
-firstDiaSourceMjdTai        d   -      time.epoch           time of the first source, MJD TAI
-nDiaSources                 i!  -      -                    sources of the object
-"""
-
-_DIA_OBJECT_LAST_OURS = """
-radecMjdTai                 d   -      time.epoch           time of ra and dec, MJD TAI
-pmRa                        f   mas/yr pos.pm;pos.eq.ra     proper motion in ra times cos(dec)
-pmRaErr                     f   mas/yr stat.error;pos.pm;pos.eq.ra error of pmRa
-pmDec                       f   mas/yr pos.pm;pos.eq.dec    proper motion in dec
-pmDecErr                    f   mas/yr stat.error;pos.pm;pos.eq.dec error of pmDec
+diaObjectId validityStartMjdTai lastDiaSourceMjdTai ra raErr dec decErr ra_dec_Cov firstDiaSourceMjdTai nDiaSources
+radecMjdTai pmRa pmRaErr pmDec pmDecErr
 """
 
 _DETECTOR_VISIT_PROCESSING_SUMMARY = """
@@ -343,7 +328,7 @@ def _schema(name: str, official: str, ours: str = "") -> Schema:
 DIA_SOURCE = _schema("DiaSource", _DIA_SOURCE, _DIA_SOURCE_OURS)
 DIA_FORCED_SOURCE = _schema("DiaForcedSource", _DIA_FORCED_SOURCE, _DIA_FORCED_SOURCE_OURS)
 DIA_OBJECT = _schema("DiaObject", _DIA_OBJECT, _DIA_OBJECT_OURS)
-DIA_OBJECT_LAST = _schema("DiaObjectLast", _DIA_OBJECT_LAST, _DIA_OBJECT_LAST_OURS)
+DIA_OBJECT_LAST = Schema("DiaObjectLast", tuple(DIA_OBJECT.by_apdb[name] for name in _DIA_OBJECT_LAST.split()))
 DETECTOR_VISIT_PROCESSING_SUMMARY = _schema(
     "DetectorVisitProcessingSummary", _DETECTOR_VISIT_PROCESSING_SUMMARY, _DETECTOR_VISIT_PROCESSING_SUMMARY_OURS
 )

@@ -29,19 +29,8 @@ def objects(ids, ra=None, dec=None, mjd: float = MJD, **columns) -> Table:
 def sources(ids, object_ids, visit: int, detector: int = 1, mjd: float = MJD, **columns) -> Table:
     """DIASources of one detector of a visit."""
     ids = np.asarray(ids, np.int64)
-    n = len(ids)
-    return {
-        "dia_source_id": ids,
-        "dia_object_id": np.asarray(object_ids, np.int64),
-        "visit": np.full(n, visit),
-        "detector": np.full(n, detector),
-        "midpoint_mjd_tai": np.full(n, mjd),
-        "ra": 10 + 0.001 * np.arange(n),
-        "dec": np.full(n, -20.0),
-        "band": np.full(n, "r"),
-        "psf_flux": 100 + np.arange(n, dtype=float),
-        **columns,
-    }
+    flux = {"psf_flux": 100 + np.arange(len(ids), dtype=float)}
+    return {"dia_source_id": ids} | forced(object_ids, visit, detector, mjd, **(flux | columns))
 
 
 def forced(object_ids, visit: int, detector: int = 1, mjd: float = MJD, **columns) -> Table:

@@ -145,7 +145,6 @@ def test_the_command_prints_an_event(archive):
     [
         ((99, "--database", "prompt.duckdb"), "no alert of source 99"),
         ((11, "--database", "prompt.duckdb", "--spool", "nowhere"), "which is not there"),
-        ((11, "--database", "postgresql://nobody@localhost/x"), "say with --spool"),
         ((11, "--database", "missing.duckdb"), "missing.duckdb"),
     ],
 )

@@ -99,13 +99,13 @@ def empty_columns(database: PromptDatabase, table: StoredTable) -> list[str]:
 
 
 def test_alerts_are_found_in_a_servers_database(nights, tmp_path):
-    """By source and by object, with stamps, picture and VOEvent."""
-    output, url = nights[1]
+    """By source and by object, with stamps, picture and VOEvent; the database knows the folder of each file."""
+    _, url = nights[1]
     with open_database(url, read_only=True) as database:
         found = rows_of(database, TABLES[0])
     row = np.flatnonzero(found["diaObjectId"])[0]
     source, dia_object = int(found["diaSourceId"][row]), int(found["diaObjectId"][row])
-    where = ("--database", url, "--spool", output / "spool")
+    where = ("--database", url)
     assert f"alert {source}" in succeed("alert", source, *where, "-o", tmp_path, "--voevent")
     assert {path.suffix for path in tmp_path.iterdir()} >= {".fits", ".png", ".xml"}
     assert "of the object" in succeed("alert", dia_object, "--object", *where)

@@ -444,6 +444,9 @@ def test_alerts_in_another_folder_are_others_to_send(postgres_server, tmp_path):
             assert [file.visit for file in database.unsent_files()] == [visit]
     with open_database(url) as database:
         assert [file.visit for file in database.unsent_files()] == [7, 8]
+        database.write(whole_visit(9))
+        found = database.spool_dirs(["visit=8.avro", "visit=9.avro"])
+        assert found == {"visit=8.avro": str(tmp_path / "b"), "visit=9.avro": ""}
 
 
 def test_threads_share_a_database(database):

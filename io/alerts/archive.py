@@ -55,16 +55,22 @@ class Stamp:
     y: float
 
 
-def find_alerts(database: PromptDatabase, number: int, spool: Path, *, of_object: bool = False) -> list[ArchivedAlert]:
+def find_alerts(
+    database: PromptDatabase, number: int, spool: Path | None = None, *, of_object: bool = False
+) -> list[ArchivedAlert]:
     """Return the alert of the source ``number``, or all alerts of that DIAObject, the oldest first.
 
-    ``spool`` is the folder of the files that the database names. Raises InputError if there is none, FileError if a file is
-    missing or damaged.
+    ``spool`` is the folder of the files that the database names; None: a server's database knows the folder of each. Raises
+    InputError if there is no such alert, or no folder is known, FileError if a file is missing or damaged.
     """
     rows = database.alerts_of_object(number) if of_object else database.find_alert(number)
     if not n_rows(rows):
         raise InputError(f"the database has no alert of {'object' if of_object else 'source'} {number}")
-    return [_archived(rows, row, spool) for row in range(n_rows(rows))]
+    names = rows["alert_file"].tolist()
+    folders = dict.fromkeys(names, spool) if spool is not None else database.spool_dirs(names)
+    if not all(folders.values()):
+        raise InputError("the database does not know where its files of alerts are; name the folder (--spool)")
+    return [_archived(rows, row, Path(folders[name])) for row, name in enumerate(names)]
 
 
 def find_in_file(path: Path, number: int, *, of_object: bool = False) -> list[ArchivedAlert]:

@@ -308,6 +308,14 @@ class PromptDatabase:
         with self._store.transaction() as session:
             return read_rows(session, ALERTS, where, [int(dia_object_id)])
 
+    def spool_dirs(self, names: Sequence[str]) -> dict[str, str]:
+        """Return the folders of these files of alerts, empty where none was noted."""
+        sql = f"""SELECT "alertFile", coalesce("spoolDir", '') FROM {ALERT_FILES.name}
+            WHERE "alertFile" IN (SELECT unnest(%s::TEXT[]))"""
+        with self._store.transaction() as session:
+            found = session.fetch(sql, ["S", "S"], [list(names)])
+        return dict(zip(*(column.tolist() for column in found), strict=True))
+
     def latencies(self, visit: int | None = None) -> Array:
         """Return the seconds from readout to sent of all sent alerts, or those of ``visit``, by DIASource."""
         which, parameters = ("", []) if visit is None else ('AND "visit" = %s', [visit])

@@ -241,7 +241,7 @@ def alert(
     number: Annotated[int, typer.Argument(help="diaSourceId of the alert.", show_default=False)],
     database: Annotated[str, typer.Option("--database", help="File, or postgresql://...")] = "prompt.duckdb",
     spool: Annotated[
-        Path | None, typer.Option("--spool", help="Folder of the alert files; by default spool beside the database.")
+        Path | None, typer.Option("--spool", help="Folder of the alert files; by default beside the database, or what it says.")
     ] = None,
     alerts: Annotated[
         Path | None,

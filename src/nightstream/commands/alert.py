@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from nightstream.commands.common import console, errors_end_the_command
-from nightstream.errors import ConfigError
 
 if TYPE_CHECKING:
     from nightstream.io.alerts.archive import ArchivedAlert
@@ -98,12 +97,10 @@ def _found(options: AlertOptions) -> list[ArchivedAlert]:
         return find_alerts(database, options.number, spool, of_object=options.of_object)
 
 
-def _spool(options: AlertOptions) -> Path:
-    """Beside an embedded database, where a run puts it, unless the option says otherwise."""
-    if options.spool is not None:
+def _spool(options: AlertOptions) -> Path | None:
+    """Beside an embedded database, where a run puts it; None where the database knows, unless the option says otherwise."""
+    if options.spool is not None or "://" in options.database:
         return options.spool
-    if "://" in options.database:
-        raise ConfigError("say with --spool where the alert files of this database are")
     return Path(options.database).parent / "spool"
 
 

@@ -68,13 +68,15 @@ def measured_fluxes(difference, science, matched_template, x, y, config: Measure
     nJy."""
     pixels, unit = difference.pixels, difference.njy_per_unit
     aperture = aperture_flux(pixels.image, pixels.mask, pixels.variance, x, y, radius_pix=config.aperture_radius_pix)
-    table = psf_columns(forced_flux(difference, x, y))
+    flux = forced_flux(difference, x, y)
+    table = psf_columns(flux) | {"psf_flux_flag_no_good_pixels": flux["n_pixels"] == 0}
     table |= {"ap_flux": aperture["flux"] * unit, "ap_flux_err": aperture["flux_err"] * unit}
     table["ap_flux_flag"] = aperture["flag"]
-    for name, exposure in (("science", science), ("template", matched_template)):
-        flux = forced_flux(exposure, x, y)
+    now, before = forced_flux(science, x, y), forced_flux(matched_template, x, y)
+    for name, flux in (("science", now), ("template", before)):
         table |= {f"{name}_flux": flux["flux"], f"{name}_flux_err": flux["flux_err"]}
-    return table
+    table |= {"forced_psf_flux_flag": now["flag"], "forced_psf_flux_flag_edge": now["flag_edge"]}
+    return table | {"forced_psf_flux_flag_no_good_pixels": now["n_pixels"] == 0}
 
 
 def forced_flux(exposure: Exposure, x, y) -> Table:

@@ -62,6 +62,21 @@ def test_forced_fluxes_are_those_of_the_images():
     assert abs(np.median(pull)) < 4 * 1.25 / np.sqrt(pull.size)
 
 
+def test_failed_forced_fluxes_are_flagged():
+    """A source whose place on the visit image has no data has no science flux, and its flags say why; the others have none."""
+    rng = np.random.default_rng(66)
+    x, y, shape = lattice(rng, 3, 50)
+    images = epochs(Host(), rng, shape, (x, y, np.full(x.size, 1e4)), NOTHING)
+    pixels = images.science.pixels
+    mask = np.zeros(shape, np.int32)
+    mask[: int(y[0]) + 25, : int(x[0]) + 25] = int(MaskPlane.NO_DATA)
+    table = measure(Host(), images._replace(science=replace(images.science, pixels=replace(pixels, mask=mask))))
+    index, _ = nearest(table, x[:1], y[:1])
+    for name in ("forced_psf_flux_flag", "forced_psf_flux_flag_no_good_pixels"):
+        np.testing.assert_array_equal(table[name].nonzero()[0], index)
+    assert np.isnan(table["science_flux"][index]).all() and not table["psf_flux_flag_no_good_pixels"].any()
+
+
 def test_positions_on_the_sky_have_right_errors():
     """ra and dec are those of the WCS, and (measured - true) over their errors has width 1."""
     rng = np.random.default_rng(62)

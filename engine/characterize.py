@@ -21,7 +21,7 @@ from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.psf import FWHM_PER_SIGMA, PsfModel
 from nightstream.kernels.psf_fit import fit_psf
 from nightstream.kernels.psf_stars import select_psf_stars
-from nightstream.kernels.registration import fit_affine, match_stars
+from nightstream.kernels.registration import apply_affine, fit_affine, match_stars
 from nightstream.kernels.target import array_module
 from nightstream.kernels.wcs import Wcs
 
@@ -49,6 +49,8 @@ class Registration:
     njy_per_electron: float
     n_matched: int = 0
     scatter_pix: float = np.nan  # per axis, of the matched stars about the fit
+    offset_mean_pix: float = np.nan  # distance of the matched stars from the fit, and its scatter
+    offset_std_pix: float = np.nan
     scatter_mag: float = np.nan  # robust, of the matched stars about the zero point
 
 
@@ -143,11 +145,15 @@ def register(
     ratio = catalogue_flux[second[used]] / flux[first[used]]
     relative_err = stars["psf_flux_err"][good][first[used]] / flux[first[used]]
     scale, scatter = flux_scale(ratio, relative_err)
+    fitted_x, fitted_y = apply_affine(matrix, x[first[used]], y[first[used]])
+    offset = np.hypot(fitted_x - predicted_x[second[used]], fitted_y - predicted_y[second[used]])
     return Registration(
         wcs=wcs.with_affine(matrix),
         njy_per_electron=scale,
         n_matched=int(used.sum()),
         scatter_pix=float(rms),
+        offset_mean_pix=float(offset.mean()),
+        offset_std_pix=float(offset.std()),
         scatter_mag=MAG_PER_RELATIVE * scatter,
     )
 
@@ -214,6 +220,7 @@ def _summary(exposure: Exposure, background, registration: Registration) -> dict
     xp = array_module(background)
     ny, nx = exposure.pixels.shape
     zero_point = AB_ZERO_NJY - 2.5 * np.log10(exposure.njy_per_unit * exposure.info.exposure_time_s)
+    scale = exposure.wcs.pixel_scale_arcsec if exposure.wcs is not None else np.nan
     return {
         "psf_fwhm_pix": float(exposure.psf.fwhm_pix(nx / 2, ny / 2)[0]),
         "sky_background_electron": float(xp.nanmedian(background)),
@@ -221,5 +228,7 @@ def _summary(exposure: Exposure, background, registration: Registration) -> dict
         "zero_point_mag": float(zero_point),
         "n_matched_stars": registration.n_matched,
         "astrometric_scatter_pix": registration.scatter_pix,
+        "astrometric_offset_mean_arcsec": registration.offset_mean_pix * scale,
+        "astrometric_offset_std_arcsec": registration.offset_std_pix * scale,
         "photometric_scatter_mag": registration.scatter_mag,
     }

@@ -248,8 +248,8 @@ dec                         d   deg    -                    declination of the m
 pixelScale                  f   arcsec/pixel -                    size of a pixel
 zeroPoint                   f   mag    -                    magnitude of one count per second
 psfSigma                    f   pixel  -                    Gaussian width of the PSF in the middle
-skyBg                       f   adu    -                    sky level
-skyNoise                    f   adu    -                    scatter of the sky
+skyBg                       f   adu    -                    sky level (electrons)
+skyNoise                    f   adu    -                    scatter of the sky (electrons)
 seeing                      d   arcsec -                    full width of the PSF at half maximum
 xSize                       l!  pixel  -                    columns
 ySize                       l!  pixel  -                    rows

@@ -37,6 +37,8 @@ def _row(products: VisitProducts, detector: int, tables: DetectorTables) -> Tabl
         "seeing": fwhm * tables.wcs.pixel_scale_arcsec,
         "sky_bg": summary.get("sky_background_electron", np.nan),
         "sky_noise": summary.get("sky_noise_electron", np.nan),
+        "astrom_offset_mean": summary.get("astrometric_offset_mean_arcsec", np.nan),
+        "astrom_offset_std": summary.get("astrometric_offset_std_arcsec", np.nan),
         "x_size": np.int64(nx),
         "y_size": np.int64(ny),
         "n_psf_star": np.int32(summary.get("n_psf_stars", 0)),

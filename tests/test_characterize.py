@@ -54,6 +54,13 @@ def test_the_wcs_is_corrected(done):
     assert np.hypot(x_back - x, y_back - y).max() < 0.03
 
 
+def test_offsets_of_matched_stars_agree_with_their_scatter(done):
+    """Mean square distance = mean^2 + std^2 = twice the square of the scatter per axis."""
+    mean, std = (done.summary[f"astrometric_offset_{name}_arcsec"] for name in ("mean", "std"))
+    scatter = done.summary["astrometric_scatter_pix"] * done.exposure.wcs.pixel_scale_arcsec
+    assert mean > 0 and np.hypot(mean, std) == pytest.approx(np.sqrt(2) * scatter, rel=1e-9)
+
+
 def test_the_zero_point_is_recovered(done):
     """About 100 stars with errors of 1 to 10 % and a floor of 1 % give the scale to 0.5 %."""
     assert done.exposure.njy_per_unit == pytest.approx(NJY_PER_ELECTRON, rel=0.005)

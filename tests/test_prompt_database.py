@@ -435,6 +435,24 @@ def test_roles_need_no_more_than_their_work(postgres_server):
             owner.execute(f"DROP ROLE {role}")
 
 
+def test_a_writer_sees_what_the_last_one_left_whatever_the_servers_default(postgres_server):
+    """A server that isolates by snapshot: who waited for another writer still finds what that one stored."""
+    import psycopg
+
+    url = postgres_server.new_database()
+    with psycopg.connect(url, autocommit=True) as owner:
+        name = owner.info.dbname
+        owner.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
+    with open_database(url) as database:
+        with database.alone():
+            other = threading.Thread(target=database.write, args=(whole_visit(7),))
+            other.start()
+            other.join(0.2)
+            assert database.write(whole_visit(7)) == {1, 2}
+        other.join()
+        assert database.revision() == 1 and database.row_counts()["DiaSource"] == 6
+
+
 def test_alerts_in_another_folder_are_others_to_send(postgres_server, tmp_path):
     """Of two processes on a server's database each sees the files of its own spool folder; without one, all are seen."""
     url = postgres_server.new_database()

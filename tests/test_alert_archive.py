@@ -73,9 +73,11 @@ def test_an_alert_is_found_by_its_number(archive):
 
 
 def test_alerts_are_found_by_their_object(archive):
-    """All alerts of the object come; one that was not sent has no latency."""
+    """All alerts of the object, or Solar System object, come; one that was not sent has no latency."""
     with open_database(archive / "prompt.duckdb") as database:
         found = find_alerts(database, OBJECT, archive / "spool", of_object=True)
+        (moving,) = find_alerts(database, 42, archive / "spool", of_object=True)
+    assert moving.packet["diaSourceId"] == 13 and moving.packet["ssSource"]["ssObjectId"] == 42
     assert [alert.packet["diaSourceId"] for alert in found] == [11, 12]
     assert np.isnan(found[1].latency_s)
 
@@ -85,6 +87,7 @@ def test_alerts_are_found_in_a_file(archive):
     path = archive / "spool" / "v.avro"
     assert [alert.packet["diaSourceId"] for alert in find_in_file(path, 13)] == [13]
     assert len(find_in_file(path, OBJECT, of_object=True)) == 2
+    assert [alert.packet["diaSourceId"] for alert in find_in_file(path, 42, of_object=True)] == [13]
     with pytest.raises(InputError, match=r"no alert of source 99 \[file .*v.avro\]"):
         find_in_file(path, 99)
 

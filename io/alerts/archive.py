@@ -58,7 +58,7 @@ class Stamp:
 def find_alerts(
     database: PromptDatabase, number: int, spool: Path | None = None, *, of_object: bool = False
 ) -> list[ArchivedAlert]:
-    """Return the alert of the source ``number``, or all alerts of that DIAObject, the oldest first.
+    """Return the alert of the source ``number``, or all alerts of that DIAObject or Solar System object, the oldest first.
 
     ``spool`` is the folder of the files that the database names; None: a server's database knows the folder of each. Raises
     InputError if there is no such alert, or no folder is known, FileError if a file is missing or damaged.
@@ -74,8 +74,9 @@ def find_alerts(
 
 
 def find_in_file(path: Path, number: int, *, of_object: bool = False) -> list[ArchivedAlert]:
-    """Return the alerts of the source or DIAObject ``number`` that a file of alerts holds. Raises InputError if there is none."""
-    found = [packet for packet in read_alert_file(path) if number == (object_id(packet) if of_object else packet["diaSourceId"])]
+    """Return what `find_alerts` does from a file of alerts. Raises InputError if it holds none."""
+    fields = ("diaObjectId", "ssObjectId") if of_object else ("diaSourceId",)
+    found = [packet for packet in read_alert_file(path) if number in (packet["diaSource"].get(field) for field in fields)]
     if not found:
         raise InputError(f"no alert of {'object' if of_object else 'source'} {number}", path=str(path))
     return [ArchivedAlert(packet, path) for packet in found]

@@ -302,11 +302,11 @@ class PromptDatabase:
         with self._store.transaction() as session:
             return read_rows(session, ALERTS, 'WHERE "diaSourceId" = %s', [int(dia_source_id)])
 
-    def alerts_of_object(self, dia_object_id: int) -> Table:
-        """Return the alerts (columns of ALERT) of a DIAObject, the oldest first."""
-        where = 'WHERE "diaObjectId" = %s ORDER BY "readoutMjdTai", "diaSourceId"'
+    def alerts_of_object(self, number: int) -> Table:
+        """Return the alerts (columns of ALERT) of a DIAObject or Solar System object, the oldest first."""
+        where = 'WHERE "diaObjectId" = %s OR "ssObjectId" = %s ORDER BY "readoutMjdTai", "diaSourceId"'
         with self._store.transaction() as session:
-            return read_rows(session, ALERTS, where, [int(dia_object_id)])
+            return read_rows(session, ALERTS, where, [int(number)] * 2)
 
     def spool_dirs(self, names: Sequence[str]) -> dict[str, str]:
         """Return the folders of these files of alerts, empty where none was noted."""

@@ -106,7 +106,7 @@ LAST_OBJECTS = StoredTable(
 )
 SS_SOURCES = StoredTable(SS_SOURCE, ("diaSourceId",), (("ssObjectId",),))
 DETECTOR_VISITS = StoredTable(DETECTOR_VISIT_PROCESSING_SUMMARY, ("visit", "detector"), (("midpointMjdTai",),), small=True)
-ALERTS = StoredTable(ALERT, ("diaSourceId",), (("diaObjectId",), ("alertFile", "offset"), ("visit",)))
+ALERTS = StoredTable(ALERT, ("diaSourceId",), (("diaObjectId",), ("ssObjectId",), ("alertFile", "offset"), ("visit",)))
 ALERT_FILES = StoredTable(Schema("AlertFile", parse_columns(_ALERT_FILE)), ("alertFile",), small=True)
 ALERT_FAILURES = StoredTable(Schema("AlertFailure", parse_columns(_ALERT_FAILURE)), ("diaSourceId",), small=True)
 PRECOVERIES = StoredTable(Schema("Precovery", parse_columns(_PRECOVERY)), ("diaObjectId",))

@@ -247,7 +247,9 @@ def alert(
         Path | None,
         typer.Option("--alerts", help="Look in this file of alerts, without a database.", exists=True, dir_okay=False),
     ] = None,
-    of_object: Annotated[bool, typer.Option("--object", help="The number is a diaObjectId: all alerts of the object.")] = False,
+    of_object: Annotated[
+        bool, typer.Option("--object", help="The number is a diaObjectId or ssObjectId: all alerts of the object.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for stamps (FITS) and a picture (PNG).")] = None,
     voevent: Annotated[bool, typer.Option("--voevent", help="As VOEvent XML, into the output folder or printed.")] = False,
 ) -> None:

@@ -90,6 +90,8 @@ class Sender:
         self._status = SenderStatus()
         self._news = threading.Condition()  # guards what follows, and tells drain and the thread's own pauses
         self._is_woken = self._is_stopping = False
+        self._is_away = False  # was the sink, or the database, in the last pass?
+        self._left_behind = ""  # the trouble of a file of this pass, which others that go out do not end
         self._begun, self._emptied = 0, -1  # passes over the outbox; the last one that left nothing
         self._n_draining = 0  # callers that wait for the outbox to be empty: no long pauses meanwhile
         self._thread: threading.Thread | None = None
@@ -143,8 +145,8 @@ class Sender:
                     pause_s = self._retry_s
                     self._pause(self._poll_s, until=lambda: self._is_woken)
                 else:
-                    self._pause(self._retry_s, until=lambda: False)
-                    self._pause(pause_s - self._retry_s, until=lambda: self._n_draining > 0)
+                    self._pause(self._retry_s, until=self._has_news)
+                    self._pause(pause_s - self._retry_s, until=lambda: self._n_draining > 0 or self._has_news())
                     pause_s = min(2 * pause_s, self._max_retry_s)
             self._sink.close()
 
@@ -152,15 +154,21 @@ class Sender:
         with self._news:
             self._news.wait_for(lambda: self._is_stopping or until(), seconds)
 
+    def _has_news(self) -> bool:
+        """Is there something to send, and somebody who takes it? A file with an error of its own must not delay the next ones."""
+        return self._is_woken and not self._is_away
+
     def _pass(self) -> bool:
         """Go once through the outbox; True if nothing in it is left unsent."""
         with self._news:
             self._begun += 1
-            self._is_woken = False
+            self._is_woken = self._is_away = False
+        self._left_behind = ""
         try:
             files = list(self._outbox.unsent_files())
             is_empty = all([self._send(file) for file in files])  # a list: a file that fails must not hide the next
         except Exception as error:  # the sink or the database is away: the thread must live to try again
+            self._is_away = True
             if not self._is_stopping:
                 self._note(error)
             return False
@@ -187,8 +195,9 @@ class Sender:
             raise
         except Exception as error:
             self._note(error.locate(visit=file.visit) if isinstance(error, NightstreamError) else error)
+            self._left_behind = self._status.trouble
             return False
-        self._status = replace(self._status, trouble="")
+        self._status = replace(self._status, trouble=self._left_behind)
         self._on_file(file.visit, self._status)
         return True
 
@@ -239,7 +248,7 @@ class _Books:
             n_sent=status.n_sent + n_sent,
             n_failed=status.n_failed + n_failed,
             n_waiting=status.n_waiting - n_sent - n_failed,
-            trouble="",
+            trouble=self._sender._left_behind,
             **changed,
         )
 

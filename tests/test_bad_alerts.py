@@ -199,6 +199,17 @@ def broken_disk(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def test_ctrl_c_ends_the_command_with_one_line(small_survey, tmp_path, monkeypatch):
+    """Status 130, and the database is free again."""
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nightstream.scheduler.run.run_visits", interrupt)
+    check_refused(run_command(small_survey, tmp_path / "out"), 130, "interrupted")
+    assert not threads() and stored(tmp_path / "out", small_survey.visits[0]) == set()
+
+
 def test_filters_that_are_refused_are_told_and_stop_nothing(small_survey, tmp_path):
     """A warning with user and file; the run is a success."""
     (tmp_path / "filters").mkdir()
@@ -295,6 +306,18 @@ def test_alerts_that_cannot_be_published_wait_for_a_later_run(tmp_path):
     (tmp_path / "alerts").unlink()
     assert night(tmp_path).n_unsent == 0
     assert len(list(read_alert_file(tmp_path / "alerts" / "visit=1.avro"))) == outcome.visits[0].n_alerts
+
+
+def test_a_spool_file_that_vanished_is_named_and_holds_up_no_other(tmp_path):
+    """Its alerts stay unsent, as a reminder; those of the next visit go out."""
+    (tmp_path / "alerts").write_text("in the way")
+    first = night(tmp_path, 1, config={"drain_timeout_s": 0.1}).visits[0]
+    (tmp_path / "alerts").unlink()
+    spool = tmp_path / "spool" / "visit=1.first=000.n=2.avro"
+    spool.unlink()
+    outcome = night(tmp_path, 2, config={"drain_timeout_s": 2.0})
+    assert outcome.n_unsent == first.n_alerts and f"[visit 1, file {spool}]" in outcome.trouble
+    assert len(outcome.latencies_s[2]) == outcome.visits[0].n_alerts > 0
 
 
 def truncate(path: Path) -> None:

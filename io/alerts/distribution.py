@@ -118,7 +118,8 @@ def publish(source: Path, path: Path, *, visit: int | None = None) -> None:
     except FileError:
         raise
     except OSError as error:
-        raise FileError(f"could not publish the alerts: {error.strerror or error}", visit=visit, path=str(path)) from error
+        where = path if source.exists() else source
+        raise FileError(f"could not publish the alerts: {error.strerror or error}", visit=visit, path=str(where)) from error
 
 
 def _link_or_copy(source: Path, path: Path, visit: int | None) -> None:
@@ -148,4 +149,3 @@ def read_progress(text: str) -> dict:
 
 def _is_same(a: Path, b: Path) -> bool:
     return a.exists() and (a.samefile(b) or filecmp.cmp(a, b, shallow=False))
-

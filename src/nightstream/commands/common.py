@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 console = Console(soft_wrap=True, highlight=False)
 error_console = Console(stderr=True, soft_wrap=True, highlight=False)
 
-FAILURE, USAGE = 1, 2  # exit status
+FAILURE, USAGE, INTERRUPTED = 1, 2, 130  # exit status
 # module: what installs it
 EXTRA_OF = {"matplotlib": "plot", "cupy": "cuda13-wheels", "confluent_kafka": "kafka", "psycopg": "postgres"}
 SECTIONS = ("engine", "scheduler", "alerts")  # of the configuration file
@@ -43,11 +43,13 @@ class Settings:
 
 @contextmanager
 def errors_end_the_command() -> Iterator[None]:
-    """Print an expected error in one line and exit: 2 for a wrong configuration, 1 for a failure."""
+    """Print an expected error in one line and exit: 2 for a wrong configuration, 1 for a failure, 130 for Ctrl-C."""
     try:
         yield
     except NightstreamError as error:
         stop(str(error), USAGE if isinstance(error, ConfigError) else FAILURE)
+    except KeyboardInterrupt:
+        stop("interrupted", INTERRUPTED)
     except ImportError as error:
         extra = EXTRA_OF.get((error.name or "").partition(".")[0])
         stop(f"{error}; pip install 'nightstream[{extra}]'" if extra else f"broken installation: {error}", FAILURE)

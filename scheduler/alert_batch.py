@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +10,12 @@ import numpy as np
 
 from nightstream.engine.tables import n_rows, take
 from nightstream.engine.values import Array, Table
-from nightstream.io.alerts.cutout_fits import CutoutFiles
 from nightstream.io.alerts.files import write_alert_file
 from nightstream.io.alerts.packets import AlertInput, pack_alerts
-from nightstream.io.products import read_cutouts
 from nightstream.scheduler.visit_products import VisitProducts
+from nightstream.scheduler.visit_stamps import VisitStamps
 
-PACKED_AT_ONCE = 2000  # alerts whose stamps are in memory as FITS
-KINDS = ("difference", "science", "template")
+PACKED_AT_ONCE = 1000  # alerts whose stamps are in memory as FITS, twice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +41,7 @@ class AlertBatch:
 
 
 def spool_alerts(
-    products: VisitProducts, tables: AlertTables, spool_dir: Path, version: str, readout_mjd_tai: float
+    products: VisitProducts, stamps: VisitStamps, tables: AlertTables, spool_dir: Path, version: str, readout_mjd_tai: float
 ) -> AlertBatch:
     """Pack an alert for each of ``tables.dia_sources``, the surest first, into one durable file.
 
@@ -54,7 +52,7 @@ def spool_alerts(
     path = spool_dir / spool_name(products.visit, products.detectors)
     n, ids = n_rows(sources), sources["dia_source_id"]
     if n:
-        bodies = _bodies(products, sources, tables, version)
+        bodies = _bodies(stamps, sources, tables, version)
         offset, length = write_alert_file(path, bodies, version, ids=ids, visit=products.visit)
     else:
         path.unlink(missing_ok=True)
@@ -83,11 +81,10 @@ def spool_name(visit: int, detectors: tuple[int, ...]) -> str:
     return f"visit={visit}.first={detectors[0]:03d}.n={len(detectors)}.avro"
 
 
-def _bodies(products: VisitProducts, sources: Table, tables: AlertTables, version: str) -> Iterator[bytes]:
+def _bodies(stamps: VisitStamps, sources: Table, tables: AlertTables, version: str) -> Iterator[bytes]:
     """The packets, in the order of ``sources``, a few at a time."""
-    stamps = {d: CutoutFiles(read_cutouts(products.paths[d]), products.tables[d].wcs) for d in products.detectors}
-    for start in range(0, n_rows(sources), PACKED_AT_ONCE):
-        chosen = take(sources, slice(start, start + PACKED_AT_ONCE))
+    starts = range(0, n_rows(sources), PACKED_AT_ONCE)
+    for chosen, cutouts in stamps.files(take(sources, slice(start, start + PACKED_AT_ONCE)) for start in starts):
         yield from pack_alerts(
             AlertInput(
                 dia_sources=chosen,
@@ -97,19 +94,7 @@ def _bodies(products: VisitProducts, sources: Table, tables: AlertTables, versio
                 prv_moving_sources=tables.prv_moving_sources,
                 ss_sources=tables.ss_sources,
                 mpc_orbits={},
-                cutouts=tuple(_cutouts(products, chosen, stamps, kind) for kind in KINDS),
+                cutouts=cutouts,
             ),
             version,
         )
-
-
-def _cutouts(products: VisitProducts, chosen: Table, stamps: Mapping[int, CutoutFiles], kind: str) -> list[memoryview]:
-    """The FITS files of one kind of stamp, in the order of ``chosen``."""
-    files: list[memoryview] = [memoryview(b"")] * n_rows(chosen)
-    for detector in np.unique(chosen["detector"]).tolist():
-        places = np.flatnonzero(chosen["detector"] == detector)
-        ids = products.tables[detector].dia_sources["dia_source_id"]
-        made = stamps[detector].files(kind, np.searchsorted(ids, chosen["dia_source_id"][places]))
-        for place, file in zip(places.tolist(), made, strict=True):
-            files[place] = file
-    return files

@@ -34,6 +34,7 @@ from nightstream.scheduler.alert_batch import AlertBatch, AlertTables, spool_ale
 from nightstream.scheduler.forced_rows import forced_rows
 from nightstream.scheduler.publish_queue import EndedVisit
 from nightstream.scheduler.visit_products import VisitProducts, detector_of, read_visit
+from nightstream.scheduler.visit_stamps import VisitStamps
 from nightstream.scheduler.visit_summary import detector_visit_rows
 
 logger = logging.getLogger(__name__)
@@ -122,8 +123,9 @@ class Publisher:
         forced = forced_rows(products, take(objects, active), new, self.engine.associate)
         sources, forced = _processed(sources), _processed(forced)
         forced["dia_forced_source_id"] = first_forced_id + np.arange(n_rows(forced), dtype=np.int64)
-        tables = self._with_history(sources, forced, found.ss_sources, mjd, since)
-        alerts = spool_alerts(products, tables, self.spool_dir, self.schema_version, arrived_mjd_tai)
+        with VisitStamps(products) as stamps:
+            tables = self._with_history(sources, forced, found.ss_sources, mjd, since)
+            alerts = spool_alerts(products, stamps, tables, self.spool_dir, self.schema_version, arrived_mjd_tai)
         problems = self.on_alerts(alerts)
         self.database.write(replace(_batch(products, tables, forced, alerts), revision=revision))
         return _summary(products, found, alerts, problems)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -30,7 +31,7 @@ _MAGIC = b"Obj\x01"
 _WIRE = struct.Struct(">bi")  # 0, number of the schema
 _BUFFER_BYTES = 1 << 20
 _LEVEL = 1  # of compression
-_THREADS, _AHEAD = 2, 32  # that deflate; packets they may be behind
+_THREADS, _GROUP = 2, 8  # that deflate; packets they take at once
 FLUSH_BYTES = 32 << 20
 
 
@@ -160,14 +161,15 @@ def _as_alert(record: Any) -> dict[str, Any]:
 
 
 def _ahead(pool: Executor, work: Callable[[bytes], bytes], bodies: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield ``work`` of each body, in order; a few are worked on while the next ones are made."""
+    """Yield ``work`` of each body, in order; a few groups are worked on while the next ones are made."""
     waiting: deque[Future] = deque()
-    for body in bodies:
-        waiting.append(pool.submit(work, body))
-        if len(waiting) > _AHEAD:
-            yield waiting.popleft().result()
+    bodies = iter(bodies)
+    while group := list(islice(bodies, _GROUP)):
+        waiting.append(pool.submit(lambda group: [work(body) for body in group], group))
+        if len(waiting) > _THREADS:
+            yield from waiting.popleft().result()
     while waiting:
-        yield waiting.popleft().result()
+        yield from waiting.popleft().result()
 
 
 def _deflate() -> Callable[[bytes], bytes]:

@@ -14,6 +14,7 @@ from catalogue_night import MJD, STEP_DEG, Night, make_visit, true_sky
 
 from nightstream.engine.config import AssociateConfig, EngineConfig
 from nightstream.io.alerts.avro_schema import VERSIONS, alert_schema
+from nightstream.io.alerts.cutout_fits import CutoutFiles
 from nightstream.io.alerts.files import decode_body, read_alert_file, read_body, wire_message
 from nightstream.io.apdb import DIA_OBJECT
 from nightstream.scheduler import alert_batch
@@ -221,11 +222,9 @@ def test_the_surest_alerts_come_first():
 
 def test_many_alerts_are_packed_a_few_at_a_time(make_night, monkeypatch):
     """However many a visit has, the stamps of only some are in memory as FITS; none is lost, and the order holds."""
-    asked, plain = [], alert_batch.CutoutFiles.files
+    asked, plain = [], CutoutFiles.files
     monkeypatch.setattr(alert_batch, "PACKED_AT_ONCE", 7)
-    monkeypatch.setattr(
-        alert_batch.CutoutFiles, "files", lambda self, kind, rows: asked.append(len(rows)) or plain(self, kind, rows)
-    )
+    monkeypatch.setattr(CutoutFiles, "files", lambda self, kind, rows: asked.append(len(rows)) or plain(self, kind, rows))
     night = make_night()
     done = night.detect(make_visit(1), *true_sky(60))
     (path,) = (night.folder / "spool").glob("*.avro")

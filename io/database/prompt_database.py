@@ -22,13 +22,10 @@ from nightstream.errors import DatabaseError, InputError
 from nightstream.io.database import writing
 from nightstream.io.database.reading import has_tables, read_rows, read_sorted
 from nightstream.io.database.sky_cells import (
-    cells_of,
     cover,
     fill_gaps,
-    inside_polygon,
     is_in_any,
     merge_ranges,
-    rows_in_ranges,
 )
 from nightstream.io.database.store import Store
 from nightstream.io.database.tables import (
@@ -332,20 +329,6 @@ class PromptDatabase:
         where = 'WHERE "midpointMjdTai" BETWEEN %s AND %s ORDER BY "midpointMjdTai", "visit", "detector"'
         with self._store.transaction() as session:
             return read_rows(session, DETECTOR_VISITS, where, [since_mjd_tai, until_mjd_tai])
-
-    def visits_covering(self, ra: Array, dec: Array, since_mjd_tai: float, until_mjd_tai: float) -> tuple[Table, Array, Array]:
-        """Return `detector_visits` of that time, and for each pair of a position on a detector: position index, row index."""
-        visits = self.detector_visits(since_mjd_tai, until_mjd_tai)
-        corners = np.stack([np.stack([visits[a], visits[b]], axis=-1) for a, b in CORNERS], axis=1)
-        cells = cells_of(ra, dec)
-        order = np.argsort(cells, kind="stable")
-        pairs = [(np.empty(0, np.int64), np.empty(0, np.int64))]
-        for row in np.flatnonzero(np.isfinite(corners).all(axis=(1, 2))):
-            near = order[rows_in_ranges(cells[order], merge_ranges(np.concatenate(cover(corners[row]))))]
-            inside = near[inside_polygon(np.asarray(ra)[near], np.asarray(dec)[near], corners[row])]
-            pairs.append((inside, np.full(len(inside), row, np.int64)))
-        position, row = (np.concatenate(part) for part in zip(*pairs, strict=True))
-        return visits, position, row
 
     def objects_without_precovery(self, since_mjd_tai: float) -> Table:
         """Return the DIAObjects (columns of DIA_OBJECT_LAST) first seen since then and not yet looked for, by id."""

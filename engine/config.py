@@ -100,6 +100,8 @@ class DifferenceConfig(Section):
     min_coverage: float = Field(0.1, ge=0, le=1)  # fraction of the science pixels the template must cover
     convolve: Literal["auto", "template", "science"] = "auto"  # auto: the template unless the science is clearly sharper
     sharper_factor: float = Field(0.95, gt=0)  # science / template FWHM below which auto convolves the science
+    # What the kernel is made of: Gaussians times polynomials, or single pixels held smooth (slower, for odd PSFs).
+    kernel_basis: Literal["gaussian", "delta"] = "gaussian"
     kernel_size_pix: int | None = Field(None, ge=5)  # pixels, odd; None: from the two PSF sizes
     kernel_degrees: tuple[int, ...] = (4, 2, 2)  # polynomial degree that multiplies each Gaussian of the basis
     spatial_order: int | None = Field(None, ge=0, le=3)  # of the kernel over the detector; None: cross-validated
@@ -108,12 +110,13 @@ class DifferenceConfig(Section):
     kernel_min_snr: float = Field(20.0, gt=0)  # of a star in the kernel fit, in the science image
     kernel_max_stars: int = Field(600, ge=1)  # most stars in the kernel fit
     kernel_cell_pix: int = Field(128, ge=16)  # pixels; cells from which stars are taken evenly, brightest first
-    tile_pix: int = Field(32, ge=8)  # pixels; the matching kernel is constant within a tile
+    # pixels; the matching kernel is linear within a tile, the decorrelation constant; None: from the image's size
+    tile_pix: int | None = Field(None, ge=16)
     subtract_background: bool = True  # fit and subtract a smooth background of the difference
     difference_background_bin_pix: int = Field(64, ge=16)  # pixels; bins of that fit
-    difference_background_order: int = Field(2, ge=0, le=4)  # polynomial over the detector through the bins
+    # pixels; knots of the spline through the bins, which is as stiff as the bins themselves ask for
+    difference_background_knot_pix: int = Field(256, ge=32)
     decorrelate: bool = True  # whiten the noise
-    decorrelation_factor: int = Field(4, ge=1)  # tiles of the matching kernel per decorrelation tile, along an axis
 
 
 class MeasureConfig(Section):

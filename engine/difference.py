@@ -15,16 +15,11 @@ from nightstream.engine.config import DifferenceConfig
 from nightstream.engine.memory import to_host
 from nightstream.engine.values import Array, Exposure, MaskedImage, Template
 from nightstream.errors import UnprocessableError
-from nightstream.kernels.convolution import convolve_tiles
-from nightstream.kernels.decorrelation import (
-    DEFAULT_SKY_PLANES,
-    coarse_tiles,
-    decorrelate,
-    decorrelation_kernels,
-    tile_medians,
-)
+from nightstream.kernels.convolution import choose_tile, convolve_parts, convolve_plane
+from nightstream.kernels.decorrelation import DEFAULT_SKY_PLANES, decorrelate, decorrelation_kernels, tile_medians
 from nightstream.kernels.difference_background import fit_difference_background
 from nightstream.kernels.mask import MaskPlane
+from nightstream.kernels.mask_spreading import spread_mask
 from nightstream.kernels.psf_matching import MatchingKernel, fit_matching_kernel
 from nightstream.kernels.psf_transform import convolve_psf
 from nightstream.kernels.target import array_module
@@ -137,7 +132,8 @@ class _RawDifference:
     matched: MaskedImage  # what was subtracted
     fixed_variance: Any
     convolved_variance: Any
-    kernels: Any
+    kernels: Any  # of the tiles
+    tile_pix: int
     mirror: bool = False  # the science image was convolved
 
     def mirrored(self, template: MaskedImage, scale: float) -> _RawDifference:
@@ -146,56 +142,71 @@ class _RawDifference:
         xp = array_module(self.image)
         unit, square = xp.float32(scale), xp.float32(scale**2)
         subtracted = MaskedImage(template.image * unit, template.mask, template.variance * square)
-        return _RawDifference(
-            self.image * -unit, self.mask, subtracted,
-            self.fixed_variance * square, self.convolved_variance * square, self.kernels, mirror=True,
+        return replace(
+            self, image=self.image * -unit, matched=subtracted, fixed_variance=self.fixed_variance * square,
+            convolved_variance=self.convolved_variance * square, mirror=True,
         )  # fmt: skip
 
 
 def _fit_kernel(pair, sizes, x, y, config: DifferenceConfig) -> MatchingKernel:
     source, target = ((p.image, p.mask, p.variance) for p in pair)
     return fit_matching_kernel(
-        source, target, x, y, source_fwhm_pix=sizes[0], target_fwhm_pix=sizes[1], size=config.kernel_size_pix,
-        degrees=config.kernel_degrees, spatial_order=config.spatial_order, background_order=config.background_order,
-        constant_scale=config.constant_scale, planes=MaskPlane.unusable() | MaskPlane.SAT_TEMPLATE,
+        source, target, x, y, source_fwhm_pix=sizes[0], target_fwhm_pix=sizes[1], basis=config.kernel_basis,
+        size=config.kernel_size_pix, degrees=config.kernel_degrees, spatial_order=config.spatial_order,
+        background_order=config.background_order, constant_scale=config.constant_scale,
+        planes=MaskPlane.unusable() | MaskPlane.SAT_TEMPLATE,
     )  # fmt: skip
+
+
+def convolve_image(source: MaskedImage, kernel: MatchingKernel, tile_pix: int) -> MaskedImage:
+    """Return ``source`` convolved with ``kernel``: pixels without data stay NaN, those next to them are EDGE."""
+    xp = array_module(source.image)
+    kernels = kernel.tile_kernels(source.shape, tile_pix)
+    missing = xp.isnan(source.image) | ((source.mask & np.int32(MaskPlane.NO_DATA)) != 0)
+    image = convolve_parts(kernel.convolution_parts(xp.where(missing, xp.float32(0), source.image), tile_pix), tile_pix)
+    variance = convolve_plane(xp.nan_to_num(source.variance, nan=0.0), kernels**2, tile_pix)
+    mask = spread_mask(
+        xp.where(missing, source.mask | np.int32(MaskPlane.NO_DATA), source.mask), kernels, tile_pix, planes=SPREADING
+    )
+    nan = xp.float32(xp.nan)
+    return MaskedImage(xp.where(missing, nan, image), mask, xp.where(missing, nan, variance))
 
 
 def _subtract_pair(pair, kernel: MatchingKernel, config: DifferenceConfig) -> _RawDifference:
     """target - K * source - background, on the usable pixels of both."""
     source, target = pair
-    kernels = kernel.tile_kernels(target.shape, config.tile_pix)
-    matched = MaskedImage(*convolve_tiles(source.image, source.mask, source.variance, kernels, config.tile_pix, planes=SPREADING))
+    tile = config.tile_pix or choose_tile(target.shape)
+    matched = convolve_image(source, kernel, tile)
     image = target.image - matched.image - kernel.background_image(target.shape)
     mask = target.mask | matched.mask
     if config.subtract_background:
         image = image - _remaining_background(image, mask, target.variance + matched.variance, config)
-    return _RawDifference(image, mask, matched, target.variance, source.variance, kernels)
+    kernels = kernel.tile_kernels(target.shape, tile)
+    return _RawDifference(image, mask, matched, target.variance, source.variance, kernels, tile)
 
 
 def _remaining_background(image, mask, variance, config: DifferenceConfig):
-    planes = DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE
     return fit_difference_background(
         image, mask, variance, bin_pix=config.difference_background_bin_pix,
-        order=config.difference_background_order, planes=planes,
+        knot_pix=config.difference_background_knot_pix, planes=DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE,
     )  # fmt: skip
 
 
 def _finish(science, warped, raw, kernel, correlations, config) -> DifferenceResult:
     """Decorrelate, attach the PSF, and report."""
-    tile = config.tile_pix * config.decorrelation_factor
-    matched_psf = convolve_psf(science.psf, raw.kernels, raw.image.shape, config.tile_pix) if raw.mirror else science.psf
+    matched_psf = convolve_psf(science.psf, raw.kernels, raw.image.shape, raw.tile_pix) if raw.mirror else science.psf
     psf = matched_psf
     diagnostics = dict(kernel.diagnostics, coverage=warped.coverage, template_fwhm_pix=warped.fwhm_pix)
-    variance = raw.fixed_variance + _through(raw, config)
     image, mask = raw.image, raw.mask
     if config.decorrelate:
-        stamps = _decorrelation(raw, correlations, config)
+        stamps = _decorrelation(raw, correlations)
         image, mask, variance = decorrelate(
-            raw.image, raw.mask, raw.fixed_variance, raw.convolved_variance, stamps, tile, planes=SPREADING
+            image, mask, raw.fixed_variance, raw.convolved_variance, stamps, raw.tile_pix, planes=SPREADING
         )
-        psf = convolve_psf(psf, stamps.psi, image.shape, tile)
+        psf = convolve_psf(psf, stamps.psi, image.shape, raw.tile_pix)
         diagnostics["decorrelation_truncation"] = stamps.truncation
+    else:
+        variance = raw.fixed_variance + _convolved_variance(raw)
     pixels = _blank_missing(image, mask, variance)
     diagnostics["noise_ratio"] = _noise_ratio(pixels)
     diagnostics["convolved_science"] = float(raw.mirror)
@@ -207,25 +218,22 @@ def _finish(science, warped, raw, kernel, correlations, config) -> DifferenceRes
     )
 
 
-def _through(raw: _RawDifference, config):
+def _convolved_variance(raw: _RawDifference):
     """Variance that the convolved image brings into the difference before decorrelation."""
-    if config.decorrelate:
-        return 0
-    return convolve_tiles(
-        raw.convolved_variance, raw.mask * 0, raw.convolved_variance, raw.kernels, config.tile_pix, planes=SPREADING
-    )[2]
+    xp = array_module(raw.image)
+    if not raw.mirror:
+        return raw.matched.variance
+    return convolve_plane(xp.nan_to_num(raw.convolved_variance, nan=0.0), raw.kernels**2, raw.tile_pix)
 
 
-def _decorrelation(raw: _RawDifference, correlations, config):
-    tile = config.tile_pix * config.decorrelation_factor
+def _decorrelation(raw: _RawDifference, correlations):
     planes = DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE
     fixed, convolved = (
-        tile_medians(plane, raw.mask, tile, planes=planes) for plane in (raw.fixed_variance, raw.convolved_variance)
+        tile_medians(plane, raw.mask, raw.tile_pix, planes=planes) for plane in (raw.fixed_variance, raw.convolved_variance)
     )
     return decorrelation_kernels(
-        coarse_tiles(raw.kernels, config.decorrelation_factor), fixed, convolved,
-        fixed_correlation=correlations[0], convolved_correlation=correlations[1],
-    )  # fmt: skip
+        raw.kernels, fixed, convolved, fixed_correlation=correlations[0], convolved_correlation=correlations[1]
+    )
 
 
 def _blank_missing(image, mask, variance) -> MaskedImage:

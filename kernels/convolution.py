@@ -1,69 +1,102 @@
-"""Convolution with a kernel that differs from tile to tile, of image, mask and variance together.
+"""Convolution with kernels that differ from tile to tile, by Fourier transforms of overlapping blocks.
 
-A tile is a square of ``tile_pix`` output pixels; within it the kernel is constant. out(p) = sum_q K(q) in(p
-- q).
+A tile is a square of ``tile_pix`` pixels; out(p) = sum_q K(q) in(p - q) with the kernel of the tile that p lies in, zero
+outside the image. A block is a tile with the margin that its kernels reach into, so no tile sees another's wrap-around
+(overlap-save). Masks follow their own rule (`kernels.mask_spreading`).
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
-from numba import prange
 
-from nightstream.kernels.mask import MaskPlane
-from nightstream.kernels.target import Launch, array_module, device_function, hot_loop
+from nightstream.kernels.target import array_module, for_each_row, scipy_module
 
-SIGNIFICANT_TAP = 1e-3  # of the largest |tap| of a kernel: below it a flagged or missing pixel does no harm
-ALL_PLANES = ~MaskPlane(0)
-_NO_DATA = np.int32(MaskPlane.NO_DATA)
-_EDGE = np.int32(MaskPlane.EDGE)
+LARGEST_TILE = 256  # pixels: large enough that margins cost little, small enough to stay in a CPU's cache
+TILES_ACROSS = 16  # a linear kernel over a sixteenth of the image follows a quadratic one to 1e-3 of its curvature
 
 
-def convolve_tiles(image, mask, variance, kernels, tile_pix, *, planes=ALL_PLANES, variance_kernels=None) -> tuple:
-    """Convolve three (ny, nx) planes with ``kernels`` (tiles_y, tiles_x, k, k), k odd; return image, mask,
-    variance.
+class Part(NamedTuple):
+    """One plane and its kernels. ``ramp`` 0 or 1 multiplies the plane by the distance, pixels, from the tile's centre
+    along y or x first: kernels that are gradients along that axis then make the kernel of each *source* pixel linear in
+    its position."""
 
-    Image float32, multiplied and summed in float32 in a fixed order (row by row of the kernel, so every
-    target gives the same bits); variance with the squared kernel, or with ``variance_kernels`` (tiles_y,
-    tiles_x, m, m) when given. Pixels that are NaN or NO_DATA, and those outside the image, count as 0; such
-    a pixel stays NaN with NO_DATA, and pixels reached from one through a significant tap (|tap| > 1e-3 of
-    the largest) get EDGE. The other mask planes among ``planes`` spread over significant taps; planes not
-    among them stay where they are.
-    """
-    xp = array_module(image)
-    out_image, out_mask = convolve_masked(image, mask, kernels, tile_pix, planes=planes)
-    squares = xp.asarray(kernels, dtype=xp.float32) ** 2 if variance_kernels is None else variance_kernels
-    missing = xp.isnan(out_image)
-    out_variance = convolve_plane(xp.where(missing, xp.float32(0), variance), squares, tile_pix)
-    return out_image, out_mask, xp.where(missing, xp.float32(xp.nan), out_variance)
+    plane: Any  # (ny, nx), finite
+    kernels: Any  # (tiles_y, tiles_x, k, k), k odd
+    ramp: int | None = None
 
 
-def convolve_masked(image, mask, kernels, tile_pix, *, planes=ALL_PLANES) -> tuple:
-    """Convolve image and mask as `convolve_tiles` does, without a variance plane; return both."""
-    xp = array_module(image)
-    kernels = xp.ascontiguousarray(kernels, dtype=xp.float32)
-    check_tiles(image.shape, kernels, tile_pix)
-    mask = xp.ascontiguousarray(mask)
-    missing = xp.isnan(image) | ((mask & _NO_DATA) != 0)
-    out_image = convolve_plane(xp.where(missing, xp.float32(0), image), kernels, tile_pix)
-    out_mask = _spread_planes(xp.where(missing, mask | _NO_DATA, mask), kernels, tile_pix, planes)
-    return xp.where(missing, xp.float32(xp.nan), out_image), out_mask
+def choose_tile(shape) -> int:
+    """Return the side of the tiles in pixels for an image of ``shape``: a sixteenth of it, 32 to 256."""
+    return int(np.clip(-(-max(shape) // TILES_ACROSS // 32) * 32, 32, LARGEST_TILE))
 
 
 def convolve_plane(plane, kernels, tile_pix):
-    """Convolve one finite float32 (ny, nx) plane, zero outside, with one kernel per tile; float32, fixed
-    order."""
-    xp = array_module(plane)
-    kernels = xp.ascontiguousarray(kernels, dtype=xp.float32)
-    check_tiles(plane.shape, kernels, tile_pix)
-    out = xp.empty(plane.shape, xp.float32)
-    convolve_float_tiles(
-        Launch.over(plane.shape),
-        xp.ascontiguousarray(plane, xp.float32),
-        kernels,
-        *_sizes(plane.shape, kernels, tile_pix),
-        out,
-    )
+    """Convolve one finite (ny, nx) plane with one kernel per tile (tiles_y, tiles_x, k, k); return float32."""
+    return convolve_parts([Part(plane, kernels)], tile_pix)
+
+
+def convolve_parts(parts: list[Part], tile_pix: int):
+    """Return the float32 (ny, nx) sum of all parts' convolutions, with one inverse transform for all of them.
+
+    Transforms are float32: the error is about 1e-7 of the root mean square of the block, times the square root of the
+    number of its pixels. The order of all sums is fixed.
+    """
+    xp = array_module(parts[0].plane)
+    shape = parts[0].plane.shape
+    for part in parts:
+        check_tiles(shape, part.kernels, tile_pix)
+    fft = scipy_module(xp, "fft")
+    reach = max(part.kernels.shape[-1] for part in parts) // 2
+    size = fft.next_fast_len(tile_pix + 2 * reach, True)
+    rows, columns = tile_counts(shape, tile_pix)
+    ramp = (xp.arange(size) - reach - (tile_pix - 1) / 2).astype(xp.float32)
+    out = xp.empty(shape, xp.float32)
+
+    def convolve_row(row: int) -> None:
+        total = None
+        for part in parts:
+            blocks = _blocks(part.plane, row, columns, tile_pix, reach, size)
+            if part.ramp is not None:
+                blocks = blocks * (ramp[:, None] if part.ramp == 0 else ramp)
+            product = fft.rfft2(blocks)
+            product *= _transfer(part.kernels[row], reach, size, fft)
+            total = product if total is None else _add(total, product)
+        image = fft.irfft2(total, s=(size, size))[:, 2 * reach : 2 * reach + tile_pix, 2 * reach : 2 * reach + tile_pix]
+        y0 = row * tile_pix
+        height = min(tile_pix, shape[0] - y0)
+        band = image[:, :height].transpose(1, 0, 2).reshape(height, columns * tile_pix)
+        out[y0 : y0 + height] = band[:, : shape[1]]
+
+    for_each_row(convolve_row, rows, xp)
     return out
+
+
+def _add(total, product):
+    total += product
+    return total
+
+
+def _blocks(plane, row, columns, tile_pix, reach, size):
+    """(columns, size, size) float32 copies: block i starts ``reach`` above and left of tile (row, i); zero outside."""
+    xp = array_module(plane)
+    ny, nx = plane.shape
+    y0 = row * tile_pix - reach
+    band = xp.zeros((size, (columns - 1) * tile_pix + size), xp.float32)
+    top, bottom, right = max(y0, 0), min(y0 + size, ny), min(nx, band.shape[1] - reach)
+    band[top - y0 : bottom - y0, reach : reach + right] = plane[top:bottom, :right]
+    return xp.stack([band[:, i * tile_pix : i * tile_pix + size] for i in range(columns)])
+
+
+def _transfer(kernels, reach, size, fft):
+    """Transforms (tiles, size, size // 2 + 1) complex64 of kernels whose centre lies at pixel (reach, reach)."""
+    xp = array_module(kernels)
+    k = kernels.shape[-1]
+    padded = xp.zeros((len(kernels), 2 * reach + 1, 2 * reach + 1), xp.float32)
+    low = reach - k // 2
+    padded[:, low : low + k, low : low + k] = kernels
+    return fft.fft(fft.rfft(padded, size, axis=2), size, axis=1)
 
 
 def check_tiles(shape, kernels, tile_pix) -> None:
@@ -80,141 +113,24 @@ def tile_counts(shape, tile_pix) -> tuple[int, int]:
 
 
 def tile_centres(shape, tile_pix, *, xp=np) -> tuple:
-    """Pixel coordinates ``x, y`` of the tile centres, each (tiles_y, tiles_x) float64; border tiles as if
-    complete."""
+    """Pixel coordinates ``x, y`` of the tile centres, each (tiles_y, tiles_x) float64; those of border tiles that lie
+    outside the image are moved onto its border."""
     rows, columns = tile_counts(shape, tile_pix)
     centre = (tile_pix - 1) / 2
     y, x = xp.meshgrid(xp.arange(rows) * tile_pix + centre, xp.arange(columns) * tile_pix + centre, indexing="ij")
     return xp.minimum(x, shape[1] - 1.0), xp.minimum(y, shape[0] - 1.0)
 
 
-def _spread_planes(mask, kernels, tile_pix, planes):
-    xp = array_module(mask)
-    border = mask | xp.where((mask & _NO_DATA) != 0, _EDGE, np.int32(0))
-    spreading = border & np.int32(int(planes) & 0x7FFFFFFF & ~int(_NO_DATA) | int(_EDGE))
-    out = xp.empty(mask.shape, xp.int32)
-    spread_tiles(
-        Launch.over(mask.shape), spreading.astype(xp.int32), significant_taps(kernels),
-        *_sizes(mask.shape, kernels, tile_pix), out,
-    )  # fmt: skip
-    return out | mask
-
-
-def significant_taps(kernels):
-    """(tiles_y, tiles_x, k, k) uint8: 1 where |tap| > 1e-3 of the largest of its kernel."""
-    xp = array_module(kernels)
-    size = xp.abs(kernels)
-    return (size > SIGNIFICANT_TAP * size.max(axis=(2, 3), keepdims=True)).astype(xp.uint8)
-
-
-def _sizes(shape, kernels, tile_pix):
-    return tuple(np.int32(n) for n in (*shape, kernels.shape[1], kernels.shape[3], tile_pix))
-
-
-@device_function
-def _add_rows(row, source, taps, n):
-    """row[x] += sum_i taps[i] source[x + k - 1 - i], taps in increasing order, four at a time to stay in
-    registers."""
-    k = taps.shape[0]
-    i = 0
-    while i + 4 <= k:
-        a, b, c, d = taps[i], taps[i + 1], taps[i + 2], taps[i + 3]
-        s0, s1, s2, s3 = source[k - 1 - i :], source[k - 2 - i :], source[k - 3 - i :], source[k - 4 - i :]
-        for x in range(n):
-            row[x] = (((row[x] + a * s0[x]) + b * s1[x]) + c * s2[x]) + d * s3[x]
-        i += 4
-    while i < k:
-        a, s0 = taps[i], source[k - 1 - i :]
-        for x in range(n):
-            row[x] += a * s0[x]
-        i += 1
-
-
-@device_function
-def _gather(plane, y0, x0, block, outside):
-    """Copy the block of ``plane`` that starts at (y0, x0) into ``block``; ``outside`` where there is no
-    plane."""
-    ny, nx = plane.shape
-    for j in range(block.shape[0]):
-        for i in range(block.shape[1]):
-            y, x = y0 + j, x0 + i
-            block[j, i] = plane[y, x] if 0 <= y < ny and 0 <= x < nx else outside
-
-
-@hot_loop("convolution")
-def convolve_float_tiles(plane, kernels, ny, nx, tiles_x, k, tile_pix, out):
-    """Each tile: gather it with its halo, then add row after row of the kernel."""
-    half = k // 2
-    tiles = ((ny + tile_pix - 1) // tile_pix) * tiles_x
-    for tile in prange(tiles):
-        ty, tx = tile // tiles_x, tile % tiles_x
-        height, width = min(tile_pix, ny - ty * tile_pix), min(tile_pix, nx - tx * tile_pix)
-        block = np.empty((height + k - 1, width + k - 1), np.float32)
-        _gather(plane, ty * tile_pix - half, tx * tile_pix - half, block, np.float32(0))
-        row = np.empty(width, np.float32)
-        for y in range(height):
-            row[:] = 0
-            for j in range(k):
-                _add_rows(row, block[y + k - 1 - j], kernels[ty, tx, j], width)
-            out[ty * tile_pix + y, tx * tile_pix : tx * tile_pix + width] = row
-
-
-@hot_loop("convolution")
-def spread_tiles(mask, taps, ny, nx, tiles_x, k, tile_pix, out):
-    """OR the planes of every pixel within the significant taps; outside the image lies EDGE."""
-    half = k // 2
-    tiles = ((ny + tile_pix - 1) // tile_pix) * tiles_x
-    for tile in prange(tiles):
-        ty, tx = tile // tiles_x, tile % tiles_x
-        height, width = min(tile_pix, ny - ty * tile_pix), min(tile_pix, nx - tx * tile_pix)
-        block = np.empty((height + k - 1, width + k - 1), np.int32)
-        _gather(mask, ty * tile_pix - half, tx * tile_pix - half, block, _EDGE)
-        result = np.zeros((height, width), np.int32)
-        if block.any():
-            for y in range(height):
-                _or_rows(result[y], block, taps[ty, tx], y, width)
-        out[ty * tile_pix : ty * tile_pix + height, tx * tile_pix : tx * tile_pix + width] = result
-
-
-@device_function
-def _or_rows(row, block, taps, y, n):
-    k = taps.shape[0]
-    for j in range(k):
-        source = block[y + k - 1 - j]
-        if not source.any():
-            continue
-        for i in range(k):
-            if taps[j, i] != 0:
-                shifted = source[k - 1 - i :]
-                for x in range(n):
-                    row[x] |= shifted[x]
-
-
-def convolve_tiles_reference(image, mask, variance, kernels, tile_pix, *, planes=ALL_PLANES, variance_kernels=None) -> tuple:
-    """The definition of `convolve_tiles`: one pixel after the other, float64."""
-    ny, nx = image.shape
-    squares = kernels.astype(np.float64) ** 2 if variance_kernels is None else variance_kernels
-    missing = np.isnan(image) | ((mask & _NO_DATA) != 0)
-    border = np.where(missing, mask | _EDGE, mask) & (int(planes) & ~int(_NO_DATA) | int(_EDGE))
-    out_image, out_variance = (
-        _correlate_pixels(np.where(missing, 0, plane), taps, tile_pix) for plane, taps in ((image, kernels), (variance, squares))
-    )
-    half = kernels.shape[3] // 2
-    padded = np.pad(border, half, constant_values=int(_EDGE))
-    taps = np.asarray(significant_taps(kernels))[:, :, ::-1, ::-1]
-    out_mask = np.where(missing, mask | _NO_DATA, mask)
-    for y, x in np.ndindex(ny, nx):
-        window = padded[y : y + 2 * half + 1, x : x + 2 * half + 1]
-        out_mask[y, x] |= np.bitwise_or.reduce(window[taps[y // tile_pix, x // tile_pix] != 0], initial=0)
-    out_image[missing], out_variance[missing] = np.nan, np.nan
-    return out_image.astype(np.float32), out_mask.astype(np.int32), out_variance.astype(np.float32)
-
-
-def _correlate_pixels(plane, kernels, tile_pix):
-    half = kernels.shape[3] // 2
-    padded = np.pad(plane.astype(np.float64), half)
-    out = np.empty(plane.shape)
-    for y, x in np.ndindex(*plane.shape):
-        window = padded[y : y + 2 * half + 1, x : x + 2 * half + 1]
-        out[y, x] = np.sum(window * kernels[y // tile_pix, x // tile_pix, ::-1, ::-1])
+def convolve_parts_reference(parts: list[Part], tile_pix: int) -> np.ndarray:
+    """The definition of `convolve_parts`: one pixel after the other, float64."""
+    out = np.zeros(parts[0].plane.shape)
+    for plane, kernels, ramp in parts:
+        half = kernels.shape[-1] // 2
+        padded = np.pad(plane.astype(np.float64), half)
+        place = np.mgrid[-half : plane.shape[0] + half, -half : plane.shape[1] + half].astype(float)
+        for y, x in np.ndindex(*plane.shape):
+            tile = y // tile_pix, x // tile_pix
+            window = np.s_[y : y + 2 * half + 1, x : x + 2 * half + 1]
+            weight = 1.0 if ramp is None else place[ramp][window] - tile[ramp] * tile_pix - (tile_pix - 1) / 2
+            out[y, x] += np.sum(weight * padded[window] * kernels[tile][::-1, ::-1])
     return out

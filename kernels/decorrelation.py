@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nightstream.kernels.convolution import convolve_masked, convolve_plane, tile_counts
+from nightstream.kernels.convolution import Part, convolve_parts, convolve_plane, tile_counts
 from nightstream.kernels.mask import MaskPlane
+from nightstream.kernels.mask_spreading import spread_mask
 from nightstream.kernels.target import array_module, scipy_module
 
 GRID = 64  # pixels of the Fourier grid on which psi is made
@@ -66,15 +67,19 @@ def decorrelate(image, mask, fixed_variance, convolved_variance, stamps: Decorre
     ``fixed_variance`` and ``convolved_variance`` are the variance planes of the two inputs, pixel by pixel,
     in the units of the difference and before any convolution: sources and all. The result's variance is the
     sum of both, each spread with the square of all that was applied to it, so that it predicts the scatter of
-    every pixel. Missing pixels as in `convolve_tiles`; a missing variance counts as 0 for its neighbours,
-    which get EDGE.
+    every pixel. Pixels that are NaN or NO_DATA stay NaN with NO_DATA and count as 0 for their neighbours, which get
+    EDGE; so do missing variances. The mask as in `spread_mask`, with ``planes``.
     """
     xp = array_module(image)
-    white, out_mask = convolve_masked(image, mask, stamps.psi, tile_pix, planes=planes)
-    variance = xp.float32(0)
-    for plane, kernels in ((fixed_variance, stamps.fixed_variance), (convolved_variance, stamps.convolved_variance)):
-        variance = variance + convolve_plane(xp.nan_to_num(plane, nan=0.0), kernels, tile_pix)
-    return white, out_mask, xp.where(xp.isnan(white), xp.float32(xp.nan), variance)
+    missing = xp.isnan(image) | ((mask & np.int32(MaskPlane.NO_DATA)) != 0)
+    white = convolve_plane(xp.where(missing, xp.float32(0), image), stamps.psi, tile_pix)
+    parts = [Part(xp.nan_to_num(plane, nan=0.0), kernels) for plane, kernels in (
+        (fixed_variance, stamps.fixed_variance), (convolved_variance, stamps.convolved_variance)
+    )]  # fmt: skip
+    variance = convolve_parts(parts, tile_pix)
+    mask = spread_mask(xp.where(missing, mask | np.int32(MaskPlane.NO_DATA), mask), stamps.psi, tile_pix, planes=planes)
+    nan = xp.float32(xp.nan)
+    return xp.where(missing, nan, white), mask, xp.where(missing, nan, variance)
 
 
 def tile_medians(plane, mask, tile_pix, *, planes) -> Any:
@@ -96,13 +101,6 @@ def tile_medians(plane, mask, tile_pix, *, planes) -> Any:
     known = count > 0
     usual = xp.median(medians[known]) if bool(known.any()) else 0.0
     return xp.where(known, medians, usual).astype(xp.float64)
-
-
-def coarse_tiles(kernels, factor):
-    """Return the kernels at the centres of tiles ``factor`` times as wide: (tiles_y, tiles_x, k, k)."""
-    xp = array_module(kernels)
-    row, column = (xp.minimum(xp.arange(-(-n // factor)) * factor + factor // 2, n - 1) for n in kernels.shape[:2])
-    return kernels[row[:, None], column[None, :]]
 
 
 def _transfer(kernels):

@@ -1,9 +1,8 @@
-"""The basis of a matching kernel: Gaussians times polynomials (Alard & Lupton 1998), and stamps convolved
-with it.
+"""The basis of a matching kernel: Gaussians times polynomials (Alard & Lupton 1998) or single pixels (Bramich 2008), and
+stamps convolved with it.
 
-One function sums to 1 and all others to 0, so that one coefficient is the photometric scale. Functions come
-in the order of their degree and are orthonormal, so that the first n of them are a smaller basis of the same
-kind.
+One function sums to 1 and all others to 0, so that one coefficient is the photometric scale. Each basis names the groups
+of functions whose size a prior may hold down; how far is for the data to say (`matching_prior`).
 """
 
 from __future__ import annotations
@@ -19,19 +18,27 @@ from nightstream.kernels.target import array_module
 COMPARABLE_SIGMAS = (0.7, 1.5, 3.0)  # pixels, for PSFs of nearly equal size
 SMALLEST_SIGMA = 0.7
 SIZE_LIMITS = (21, 35)  # pixels, odd
+DELTA_SIZE_LIMITS = (13, 19)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class GaussianBasis:
-    """``images`` (n, size, size) float64; ``profiles`` (m, size) and the pairs of them whose products, mixed
-    by
-    ``mixing`` (n, n), are the images: what `convolve_stamps` needs to stay separable."""
+class KernelBasis:
+    """``images`` (n, size, size) float64. ``penalties``: (n, n) host float64 matrices, symmetric and not negative, each a
+    squared size of coefficients that a prior may hold down; no two concern the same coefficient.
+
+    A separable basis also has ``profiles`` (m, size) and the ``pairs`` of them whose products, mixed by ``mixing`` (n, n),
+    are the images; for others ``pairs`` is empty and the rest None.
+    """
 
     images: Any
-    profiles: Any
-    pairs: tuple[tuple[int, int], ...]  # (row profile, column profile)
-    mixing: Any
-    degrees: tuple[int, ...]  # of each function
+    penalties: tuple[np.ndarray, ...]
+    degrees: tuple[int, ...]  # of each function's polynomial; 0 for all of a basis of pixels
+    profiles: Any = None
+    pairs: tuple[tuple[int, int], ...] = ()  # (row profile, column profile)
+    mixing: Any = None
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
 
     @property
     def size(self) -> int:
@@ -60,9 +67,18 @@ def choose_size(sigmas: tuple[float, ...]) -> int:
     return int(np.clip(2 * int(np.ceil(3 * max(sigmas))) + 1, low, high))
 
 
-def gaussian_basis(sigmas, degrees, size, *, xp=np) -> GaussianBasis:
-    """Return the basis of ``sigmas`` with polynomials up to ``degrees`` each, on ``size`` x ``size``
-    pixels."""
+def choose_delta_size(sigmas: tuple[float, ...]) -> int:
+    """Return the odd side of a kernel of pixels: 7 times the middle sigma within the limits."""
+    low, high = DELTA_SIZE_LIMITS
+    return int(np.clip(2 * int(np.ceil(3.5 * sorted(sigmas)[len(sigmas) // 2])) + 1, low, high))
+
+
+def gaussian_basis(sigmas, degrees, size, *, xp=np) -> KernelBasis:
+    """Return the basis of ``sigmas`` with polynomials up to ``degrees`` each, on ``size`` x ``size`` pixels.
+
+    Functions come in the order of their degree and are orthonormal but for the first, so that the first n of them are a
+    smaller basis of the same kind. A penalty is the summed square of the coefficients of one degree.
+    """
     offset = (np.arange(size) - size // 2).astype(np.float64)
     profiles, index = [], {}
     for g, (sigma, degree) in enumerate(zip(sigmas, degrees, strict=True)):
@@ -75,8 +91,35 @@ def gaussian_basis(sigmas, degrees, size, *, xp=np) -> GaussianBasis:
     raw = np.stack([np.outer(profiles[row], profiles[column]) for row, column in pairs])
     mixing = _sum_one_then_orthonormal(raw)
     images = np.tensordot(mixing, raw, 1)
-    degree_of = tuple(f[0] for f in functions)
-    return GaussianBasis(xp.asarray(images), xp.asarray(profiles), pairs, xp.asarray(mixing), degree_of)
+    degree_of = np.array([f[0] for f in functions])
+    members = [(degree_of == d) & (np.arange(len(degree_of)) > 0) for d in range(max(degrees) + 1)]
+    penalties = tuple(np.diag(m.astype(float)) for m in members if m.any())
+    return KernelBasis(
+        xp.asarray(images), penalties, tuple(int(d) for d in degree_of), xp.asarray(profiles), pairs, xp.asarray(mixing)
+    )
+
+
+def delta_basis(size, *, xp=np) -> KernelBasis:
+    """Return the basis of single pixels on ``size`` x ``size``: any kernel at all, held smooth by its penalties.
+
+    Function 0 is the central pixel, the others a pixel minus the central one. The penalty is the summed square of the
+    kernel's second differences (Becker et al. 2012, MNRAS 425, 1341), zero outside, and of its pixels weighted by their
+    distance from the centre, which keeps the noise out of the border.
+    """
+    n, centre = size * size, (size * size) // 2
+    order = np.r_[centre, np.delete(np.arange(n), centre)]
+    pixels = np.eye(n)[order]
+    pixels[1:] -= pixels[0]
+    y, x = np.mgrid[:size, :size] - size // 2
+    rough = _second_differences(size) @ pixels.T
+    far = np.sqrt((x * x + y * y).ravel() / (size // 2) ** 2)[:, None] * pixels.T
+    return KernelBasis(xp.asarray(pixels.reshape(n, size, size)), (rough.T @ rough + far.T @ far,), (0,) * n)
+
+
+def _second_differences(size) -> np.ndarray:
+    """(size^2, size^2) matrix of the five-point Laplacian, zero outside the kernel."""
+    line = 2 * np.eye(size) - np.eye(size, k=1) - np.eye(size, k=-1)
+    return np.kron(line, np.eye(size)) + np.kron(np.eye(size), line)
 
 
 def _sum_one_then_orthonormal(raw) -> np.ndarray:
@@ -91,12 +134,27 @@ def _sum_one_then_orthonormal(raw) -> np.ndarray:
     return mixing
 
 
-def convolve_stamps(stamps, basis: GaussianBasis):
+def convolve_stamps(stamps, basis: KernelBasis):
     """Convolve ``stamps`` (n, w, w) with every function; return (n, n_basis, s, s) float64, s = w - size +
     1.
 
     All stamps lie side by side in a few large matrix products: one small product a stamp costs several times more.
     """
+    return _convolve_separable(stamps, basis) if basis.pairs else _convolve_pixels(stamps, basis.size)
+
+
+def _convolve_pixels(stamps, size):
+    """`convolve_stamps` with `delta_basis`: shifted copies, all but the first less the central one."""
+    xp = array_module(stamps)
+    inner = stamps.shape[1] - size + 1
+    reach = range(size - 1, -1, -1)
+    shifted = xp.stack([stamps[:, j : j + inner, i : i + inner] for j in reach for i in reach], axis=1)
+    centre = (size * size) // 2
+    central = shifted[:, centre : centre + 1]
+    return xp.concatenate([central, shifted[:, :centre] - central, shifted[:, centre + 1 :] - central], axis=1)
+
+
+def _convolve_separable(stamps, basis):
     xp = array_module(stamps)
     n, width = stamps.shape[:2]
     inner = width - basis.size + 1

@@ -1,40 +1,47 @@
-"""Least squares over stamps for the matching kernel: weights, spatial terms, cross-validation, clipping.
+"""Least squares over stamps for the matching kernel: weights, spatial terms, shrinkage, cross-validation.
 
-Each stamp is reduced once per round to its own small normal equations; every model (spatial order, size of
-the basis) and every fold of the cross-validation is then a selection of rows and columns of one summed
-system.
+Each stamp is reduced once per round to its own small normal equations; every model (spatial order, size of the basis)
+and every fold of the cross-validation is then a selection of rows and columns of one summed system. What is left out of
+a round, because it changed between the images, is `matching_clip`'s to say.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nightstream.kernels.psf import polynomial_terms
+from nightstream.kernels.matching_basis import KernelBasis
+from nightstream.kernels.matching_clip import clip, model_errors
+from nightstream.kernels.matching_prior import Penalty, Solution, solve_shrunk
+from nightstream.kernels.psf import polynomial_exponents, polynomial_terms
 from nightstream.kernels.target import array_module
 
 FOLDS = 5
-CLIP_SIGMA = 4.0  # robust standard deviations of chi^2 per degree of freedom above which a stamp goes
-PIXEL_CLIP_SIGMA = 6.0
-PIXEL_CLIP_MODEL_ERROR = 0.03  # of the signal, added to the noise in that test
-MODEL_ERROR = 0.001  # of the model's signal: what no basis of this size can do better
-WORTH = 1e-3  # relative gain in held-out chi^2 that a larger model must bring
-MAX_CONDITION = 1e12
+MODEL_ERRORS = (0.02, 0.005, 0.001)  # of the model's signal, added to the noise in round 1, 2, 3 and later
+WORTH = 2.0  # gain in held-out chi^2 that a larger model must bring
+KERNEL_POWER = 0.06  # sum(K^2) of a typical matching kernel, enough for weights
+CHOOSING_ROUNDS = 3  # after which the model stays as it is; in the first, stars that changed still mislead
 
 
 class Candidate(NamedTuple):
-    """One model: the leading ``functions`` of the basis, spatial order of the kernel, order of the
-    background."""
+    """One model: the leading ``functions`` of the basis, spatial order of the kernel, order of the background."""
 
     functions: int
     order: int
     background_order: int
 
 
-def _term_count(order: int) -> int:
+def term_count(order: int) -> int:
+    """Number of terms of a polynomial in two variables."""
     return (order + 1) * (order + 2) // 2
+
+
+def order_of(terms: int) -> int:
+    """Order of a polynomial in two variables with that many terms."""
+    return math.isqrt(2 * terms) - 1
 
 
 @dataclass(eq=False)
@@ -43,73 +50,89 @@ class StampFit:
 
     candidate: Candidate
     table: Any  # (n_basis + 1, terms) parameters, zero where the model has none; last row the background
-    chi2: Any = None  # (n,) chi^2 per good pixel
+    solution: Solution
+    index: Any  # (p,) of each parameter in the flat table
+    signal: Any = None  # (n, m) the model without its background
+    residual: Any = None  # (n, m) target minus model
     used: Any = None  # (n,) bool
-    condition: float = 0.0
-    rounds: int = 0
+    held_out: float = np.nan  # chi^2 per pixel of left-out stamps under the chosen model
     extra: dict[str, float] = field(default_factory=dict)
 
     def unpack(self):
         """Return the kernel's coefficients (functions, terms) and the background's (terms,)."""
         c = self.candidate
-        return self.table[: c.functions, : _term_count(c.order)], self.table[-1, : _term_count(c.background_order)]
+        return self.table[: c.functions, : term_count(c.order)], self.table[-1, : term_count(c.background_order)]
+
+    @property
+    def scale(self) -> float:
+        """Kernel sum at the centre of the image."""
+        return float(self.table[0, 0])
 
     def diagnostics(self) -> dict[str, float]:
         """Numbers for the record of the difference."""
-        chosen = self.chi2[self.used]
         return {
             "n_stamps": int(self.used.shape[0]),
             "n_stamps_used": int(self.used.sum()),
-            "chi2_per_pixel_median": float(array_module(chosen).median(chosen)),
-            "condition_number": self.condition,
-            "kernel_sum": float(self.table[0, 0]),
+            "condition_number": self.solution.condition,
+            "kernel_sum": self.scale,
             "background": float(self.table[-1, 0]),
             "spatial_order": self.candidate.order,
             "basis_functions": self.candidate.functions,
-            "iterations": self.rounds,
+            "effective_parameters": self.solution.freedom,
+            "held_out_chi2": self.held_out,
+            **self.extra,
         }
 
 
-def fit_stamps(stamps, u, v, candidates, *, constant_scale, max_iterations) -> StampFit:
-    """Choose among ``candidates``, fit, clip stamps and pixels, update the weights; repeat until nothing
-    changes."""
+def fit_stamps(stamps, u, v, basis: KernelBasis, candidates, *, constant_scale, fwhm_pix, max_iterations) -> StampFit:
+    """Choose among ``candidates``, fit, leave out what changed, update the weights; repeat until nothing changes.
+
+    ``u, v`` (n,) are the stamps' places within [-1, 1]; ``fwhm_pix`` is the target's, for the search for point sources.
+    """
     xp = array_module(stamps.target)
-    order = max(max(c.order, c.background_order) for c in candidates)
-    terms = polynomial_terms(u, v, order)
-    used = xp.ones(stamps.count, dtype=bool)
-    signal, weights = stamps.design[:, 0], None
-    fit = None
+    terms = polynomial_terms(u, v, max(max(c.order, c.background_order) for c in candidates))
+    used, bad = xp.ones(stamps.count, dtype=bool), xp.zeros(stamps.good.shape, dtype=bool)
+    fit, strengths = None, {}
     for round_ in range(1, max_iterations + 1):
-        weights = _weights(stamps, signal, fit)
+        weights = xp.where(bad, 0.0, _weights(stamps, fit, MODEL_ERRORS[min(round_, len(MODEL_ERRORS)) - 1]))
         system = StampSystem.reduce(stamps, weights, terms)
-        if round_ <= 2:
-            chosen = _choose(system, used, candidates, constant_scale)
-        fit = _solve(system, used, chosen, constant_scale)
-        residual, signal = _residuals(stamps, terms, fit)
-        fit.chi2 = (weights * residual**2).sum(1) / xp.maximum((weights > 0).sum(1), 1)
-        fit.rounds, fit.used = round_, used
-        keep = _clip(fit.chi2, used, stamps.count)
-        if round_ > 2 and bool((keep == used).all()):
+        if round_ <= CHOOSING_ROUNDS:
+            chosen, held_out = _choose(system, used, basis, candidates, constant_scale, strengths)
+        fit = _solve(system, used, basis, chosen, constant_scale, strengths.get(chosen))
+        strengths[chosen], fit.held_out = fit.solution.strengths, held_out
+        _predict(fit, stamps, terms)
+        honest = _weights(stamps, fit, 0.0)
+        error = model_errors(stamps.design, xp.where(bad, 0.0, honest), fit.signal, terms, fit.index, fit.solution.covariance)
+        verdict = clip(fit.residual, honest, bad, fit.signal, error, stamps.side, fwhm_pix, round_)
+        settled = bool((verdict.used == used).all()) and round_ > len(MODEL_ERRORS)
+        fit.used, used, bad = used, verdict.used, verdict.bad
+        if settled:
             break
-        used = keep
+    fit.extra = _summary(fit, honest, bad, round_)
     return fit
 
 
-def _weights(stamps, signal, fit):
-    """Inverse of the expected variance; 0 for bad pixels and for pixels far off the model of the round
-    before."""
-    xp = array_module(signal)
-    variance = _expected_variance(stamps, signal, 1.0 if fit is None else float(fit.table[0, 0]))
-    good = stamps.good
-    if fit is not None:
-        residual = stamps.target - signal - fit.extra["sky"]
-        good = good & (xp.abs(residual) < PIXEL_CLIP_SIGMA * xp.sqrt(variance + (PIXEL_CLIP_MODEL_ERROR * signal) ** 2))
-    return xp.where(good, 1 / variance, 0.0)
+def _summary(fit: StampFit, weights, bad, rounds) -> dict[str, float]:
+    """Chi^2 per pixel of the stamps that were used: of the median stamp, and of the pixels where the star rules."""
+    xp = array_module(weights)
+    kept = xp.where(bad, 0.0, weights)[fit.used]
+    square = kept * fit.residual[fit.used] ** 2
+    chi2 = square.sum(1) / xp.maximum((kept > 0).sum(1), 1)
+    bright = (kept > 0) & (fit.signal[fit.used] ** 2 * kept > 100)
+    rms = float(xp.sqrt(square[bright].mean())) if bool(bright.any()) else float("nan")
+    return {"chi2_per_pixel_median": float(xp.median(chi2)), "bright_residual_rms": rms, "iterations": rounds}
+
+
+def _weights(stamps, fit: StampFit | None, model_error: float):
+    """Inverse of the expected variance, 0 for bad pixels; ``model_error`` is a fraction of the model's signal."""
+    xp = array_module(stamps.target)
+    signal = stamps.design[:, 0] if fit is None else fit.signal
+    variance = _expected_variance(stamps, signal, 1.0 if fit is None else fit.scale)
+    return xp.where(stamps.good, 1 / (variance + (model_error * signal) ** 2 + 1e-30), 0.0)
 
 
 def _expected_variance(stamps, signal, scale):
-    """Variance per stamp as a straight line in the model's signal, plus the source's and the basis' own
-    error.
+    """Variance per stamp as a straight line in the model's signal, target's and source's together.
 
     The variance plane of a single exposure contains its pixel's noise; weighting by it pulls every fit low
     (by about 1 electron a pixel). The line, fitted per stamp to plane against model, carries none of the
@@ -122,11 +145,7 @@ def _expected_variance(stamps, signal, scale):
     spread = signal - mean(signal)
     slope = xp.maximum(mean(spread * total) / xp.maximum(mean(spread**2), 1e-30), 0)
     level = mean(total)
-    line = level + slope * spread
-    return xp.maximum(line, 0.2 * level) + (MODEL_ERROR * signal) ** 2 + 1e-30
-
-
-KERNEL_POWER = 0.06  # sum(K^2) of a typical matching kernel, enough for weights
+    return xp.maximum(level + slope * spread, 0.2 * level)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,6 +155,7 @@ class StampSystem:
     matrix: Any  # (n, J, J)
     vector: Any  # (n, J)
     scalar: Any  # (n,)
+    pixels: Any  # (n,) with weight
     terms: Any  # (n, T)
 
     @classmethod
@@ -144,7 +164,7 @@ class StampSystem:
         weighted = stamps.design * weights[:, None, :]
         matrix = xp.matmul(weighted, stamps.design.transpose(0, 2, 1))
         vector = xp.matmul(weighted, stamps.target[:, :, None])[:, :, 0]
-        return cls(matrix, vector, (weights * stamps.target**2).sum(1), terms)
+        return cls(matrix, vector, (weights * stamps.target**2).sum(1), (weights > 0).sum(1), terms)
 
     def summed(self, chosen):
         """Return the system summed over the ``chosen`` stamps: matrix (JT, JT), vector (JT,), scalar."""
@@ -160,80 +180,79 @@ class StampSystem:
 def _parameters(candidate: Candidate, functions: int, terms: int, constant_scale: bool) -> np.ndarray:
     """Indices into the flat (J, T) table of the parameters that ``candidate`` has."""
     has = np.zeros((functions, terms), bool)
-    has[0, : 1 if constant_scale else _term_count(candidate.order)] = True
-    has[1 : candidate.functions, : _term_count(candidate.order)] = True
-    has[-1, : _term_count(candidate.background_order)] = True
+    has[0, : 1 if constant_scale else term_count(candidate.order)] = True
+    has[1 : candidate.functions, : term_count(candidate.order)] = True
+    has[-1, : term_count(candidate.background_order)] = True
     return np.flatnonzero(has)
 
 
-def _choose(system: StampSystem, used, candidates, constant_scale) -> Candidate:
-    """Return the candidate that predicts left-out stamps best; the smaller one when they are close."""
-    if len(candidates) == 1:
-        return candidates[0]
+def _penalties(basis: KernelBasis, index: np.ndarray, terms: int, xp) -> list[Penalty]:
+    """One group for each penalty of the basis and each spatial degree: how strongly either varies is its own affair."""
+    function, term = index // terms, index % terms
+    degree = np.array([i + j for i, j in polynomial_exponents(order_of(terms))])[term]
+    kernel = function < len(basis)
+    groups = []
+    for matrix in basis.penalties:
+        concerned = kernel & (np.abs(matrix).sum(1) > 0)[np.minimum(function, len(basis) - 1)]
+        for d in range(int(degree.max()) + 1):
+            own = np.flatnonzero(concerned & (degree == d))
+            if own.size:
+                part = matrix[np.ix_(function[own], function[own])] * (term[own][:, None] == term[own][None, :])
+                groups.append(Penalty(xp.asarray(own), xp.asarray(part)))
+    return groups
+
+
+def _choose(system: StampSystem, used, basis, candidates, constant_scale, strengths) -> tuple[Candidate, float]:
+    """Return the candidate that predicts left-out stamps best, the smaller one when they are close, and its chi^2 per
+    pixel. ``strengths`` of the priors are remembered per candidate."""
     xp = array_module(used)
     fold = xp.cumsum(used) % FOLDS
     parts = [system.summed((used & (fold == f)).astype(xp.float64)) for f in range(FOLDS)]
     whole = tuple(sum(p[i] for p in parts) for i in range(3))
     scores = {}
-    for candidate in sorted(candidates, key=lambda c: c.functions * _term_count(c.order)):
-        index = _parameters(candidate, system.matrix.shape[1], system.terms.shape[1], constant_scale)
-        scores[candidate] = sum(_held_out_chi2(whole, part, index) for part in parts)
+    for candidate in sorted(candidates, key=lambda c: c.functions * term_count(c.order)):
+        solution, index = _shrunk(whole, system, basis, candidate, constant_scale, strengths.get(candidate))
+        strengths[candidate] = solution.strengths
+        scores[candidate] = sum(_held_out_chi2(whole, part, index, solution.prior) for part in parts)
     best = min(scores.values())
-    return next(c for c, score in scores.items() if score <= best * (1 + WORTH))
+    chosen = next(c for c, score in scores.items() if score <= best + WORTH)
+    return chosen, scores[chosen] / max(float((system.pixels * used).sum()), 1.0)
 
 
-def _held_out_chi2(whole, part, index) -> float:
+def _held_out_chi2(whole, part, index, prior) -> float:
     xp = array_module(whole[0])
-    index = xp.asarray(index)
     rows = index[:, None], index[None, :]
-    solution, _ = solve_positive(whole[0][rows] - part[0][rows], whole[1][index] - part[1][index])
+    rest = whole[0][rows] - part[0][rows] + prior
+    scale = 1 / xp.sqrt(xp.maximum(xp.diagonal(rest), 1e-300))
+    scaled = rest * scale[:, None] * scale[None, :] + 1e-12 * xp.eye(len(index))
+    solution = scale * xp.linalg.solve(scaled, scale * (whole[1][index] - part[1][index]))
     return float(part[2] - 2 * solution @ part[1][index] + solution @ part[0][rows] @ solution)
 
 
-def _solve(system: StampSystem, used, candidate: Candidate, constant_scale) -> StampFit:
-    xp = array_module(used)
-    matrix, vector, _ = system.summed(used.astype(xp.float64))
+def _shrunk(whole, system: StampSystem, basis, candidate: Candidate, constant_scale, strengths):
+    """Return the `Solution` for one candidate and the places (p,) of its parameters in the flat table."""
+    xp = array_module(whole[0])
     j, t = system.matrix.shape[1], system.terms.shape[1]
-    index = xp.asarray(_parameters(candidate, j, t, constant_scale))
-    solution, condition = solve_positive(matrix[index[:, None], index[None, :]], vector[index])
+    host = _parameters(candidate, j, t, constant_scale)
+    index = xp.asarray(host)
+    matrix, vector = whole[0][index[:, None], index[None, :]], whole[1][index]
+    scale = abs(float(vector[0] / xp.maximum(matrix[0, 0], 1e-300))) or 1.0
+    return solve_shrunk(matrix, vector, _penalties(basis, host, t, xp), scale=scale, strengths=strengths), index
+
+
+def _solve(system: StampSystem, used, basis, candidate: Candidate, constant_scale, strengths) -> StampFit:
+    xp = array_module(used)
+    whole = system.summed(used.astype(xp.float64))
+    solution, index = _shrunk(whole, system, basis, candidate, constant_scale, strengths)
+    j, t = system.matrix.shape[1], system.terms.shape[1]
     table = xp.zeros(j * t)
-    table[index] = solution
-    return StampFit(candidate, table.reshape(j, t), condition=condition)
+    table[index] = solution.mean
+    return StampFit(candidate, table.reshape(j, t), solution, index)
 
 
-def solve_positive(matrix, vector):
-    """Solve a symmetric positive system by Cholesky after scaling its diagonal to 1; return solution,
-    condition.
-
-    Where the condition number exceeds 1e12 the small eigenvalues are raised (ridge) to bring it there.
-    """
-    xp = array_module(matrix)
-    scale = 1 / xp.sqrt(xp.maximum(xp.diagonal(matrix), 1e-300))
-    scaled = matrix * scale[:, None] * scale[None, :]
-    eigenvalues = xp.linalg.eigvalsh(scaled)
-    largest = float(eigenvalues[-1])
-    condition = largest / max(float(eigenvalues[0]), largest * 1e-300)
-    ridge = max(largest / MAX_CONDITION - float(eigenvalues[0]), 0.0)
-    lower = xp.linalg.cholesky(scaled + ridge * xp.eye(len(scaled)))
-    solution = xp.linalg.solve(lower.T, xp.linalg.solve(lower, scale * vector))
-    return scale * solution, condition
-
-
-def _residuals(stamps, terms, fit: StampFit):
-    """Return target minus model and the model without its background, both (n, m); keep the sky in the
-    fit."""
+def _predict(fit: StampFit, stamps, terms) -> None:
+    """Set the model without its background, and target minus model, both (n, m)."""
     xp = array_module(terms)
     parameters = terms @ fit.table.T  # (n, J)
-    signal = xp.matmul(parameters[:, None, :-1], stamps.design[:, :-1])[:, 0]
-    sky = parameters[:, -1:]
-    fit.extra["sky"] = sky
-    return stamps.target - signal - sky, signal
-
-
-def _clip(chi2, used, count):
-    """Keep the stamps whose chi^2 is not far above the others'; always at least half of them."""
-    xp = array_module(chi2)
-    middle = xp.median(chi2[used])
-    spread = 1.4826 * xp.median(xp.abs(chi2[used] - middle)) + 0.05 * middle
-    limit = max(float(middle + CLIP_SIGMA * spread), float(xp.median(chi2)))
-    return chi2 <= limit
+    fit.signal = xp.matmul(parameters[:, None, :-1], stamps.design[:, :-1])[:, 0]
+    fit.residual = stamps.target - fit.signal - parameters[:, -1:]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from nightstream.kernels.matching_basis import GaussianBasis, convolve_stamps
+from nightstream.kernels.matching_basis import KernelBasis, convolve_stamps
 from nightstream.kernels.target import array_module
 
 CORE_PIX = 2  # half side of the centre in which no pixel may be bad
@@ -30,12 +31,17 @@ class Stamps:
     def count(self) -> int:
         return len(self.x)
 
+    @property
+    def side(self) -> int:
+        """Width and height of a stamp in pixels; odd."""
+        return math.isqrt(self.target.shape[1])
+
     def why(self) -> str:
         """Counts of what was dropped, for messages."""
         return f"{self.outside} too close to the border, {self.bad} with bad pixels"
 
 
-def gather_stamps(source, target, x, y, basis: GaussianBasis, inner: int, planes: int) -> Stamps:
+def gather_stamps(source, target, x, y, basis: KernelBasis, inner: int, planes: int) -> Stamps:
     """Cut stamps of ``inner`` pixels (source: plus the kernel's reach) around the pixels nearest to ``x,
     y``."""
     xp = array_module(source[0])
@@ -50,7 +56,7 @@ def gather_stamps(source, target, x, y, basis: GaussianBasis, inner: int, planes
     good = ~(target_bad | _under_kernel(source_bad, basis.size))
     keep = _usable(good, target_bad, source_bad[:, reach : reach + inner, reach : reach + inner], inner)
     values = xp.where(source_bad, 0, source[0][outer])[keep].astype(xp.float64)
-    design = convolve_stamps(values, basis).reshape(len(values), len(basis.pairs), inner * inner)
+    design = convolve_stamps(values, basis).reshape(len(values), len(basis), inner * inner)
     design = xp.concatenate([design, xp.ones((len(values), 1, inner * inner))], axis=1)
     good = good[keep]
     flat = [

@@ -14,13 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from nightstream.errors import UnprocessableError
-from nightstream.kernels.convolution import tile_centres
+from nightstream.errors import InputError, UnprocessableError
+from nightstream.kernels.convolution import Part, tile_centres
 from nightstream.kernels.mask import MaskPlane
-from nightstream.kernels.matching_basis import GaussianBasis, choose_sigmas, choose_size, gaussian_basis
-from nightstream.kernels.matching_fit import Candidate, fit_stamps
+from nightstream.kernels.matching_basis import (
+    KernelBasis,
+    choose_delta_size,
+    choose_sigmas,
+    choose_size,
+    delta_basis,
+    gaussian_basis,
+)
+from nightstream.kernels.matching_fit import Candidate, fit_stamps, order_of, term_count
 from nightstream.kernels.matching_stamps import gather_stamps
-from nightstream.kernels.psf import polynomial_terms
+from nightstream.kernels.psf import polynomial_exponents, polynomial_terms
 from nightstream.kernels.target import array_module
 
 
@@ -51,9 +58,7 @@ class MatchingKernel:
 
     def kernel_at(self, x, y):
         """Return (n, size, size) float64 kernels at pixel positions ``x, y``."""
-        xp = array_module(self.basis)
-        weights = self._terms(x, y, self.coefficients.shape[1]) @ self.coefficients.T
-        return (weights @ self.basis.reshape(len(self.basis), -1)).reshape(-1, *self.basis.shape[1:]) + xp.float64(0)
+        return self._kernels(self._terms(x, y, self.coefficients.shape[1]))
 
     def tile_kernels(self, shape, tile_pix):
         """Return (tiles_y, tiles_x, size, size) float32 kernels at the centres of the tiles of ``shape``."""
@@ -61,6 +66,39 @@ class MatchingKernel:
         x, y = tile_centres(shape, tile_pix, xp=xp)
         kernels = self.kernel_at(x.ravel(), y.ravel())
         return kernels.reshape(*x.shape, self.size, self.size).astype(xp.float32)
+
+    def convolution_parts(self, plane, tile_pix) -> list[Part]:
+        """Return what `convolve_parts` needs to convolve ``plane`` (ny, nx) with this kernel.
+
+        The kernel belongs to the *source* pixel, as a star's light does to the star, and is linear in its position
+        within a tile: the kernel at the tile's centre and its two gradients.
+        """
+        xp = array_module(self.basis)
+        x, y = tile_centres(plane.shape, tile_pix, xp=xp)
+        rows, columns = x.shape
+        centre = (tile_pix - 1) / 2
+        beyond_x = (xp.arange(columns) * tile_pix + centre - x).ravel()
+        beyond_y = (xp.arange(rows)[:, None] * tile_pix + centre - y).ravel()
+        count = self.coefficients.shape[1]
+        along_x, along_y = (self._kernels(g) for g in self._gradients(x.ravel(), y.ravel(), count))
+        kernels = self.kernel_at(x.ravel(), y.ravel()) + beyond_x[:, None, None] * along_x + beyond_y[:, None, None] * along_y
+        shape = (rows, columns, self.size, self.size)
+        values, *slopes = (k.reshape(shape).astype(xp.float32) for k in (kernels, along_y, along_x))
+        return [Part(plane, values)] + [Part(plane, s, ramp) for ramp, s in enumerate(slopes) if count > 1]
+
+    def _kernels(self, terms):
+        """Kernels (n, size, size) of spatial ``terms`` (n, T)."""
+        return (terms @ self.coefficients.T @ self.basis.reshape(len(self.basis), -1)).reshape(-1, *self.basis.shape[1:])
+
+    def _gradients(self, x, y, count):
+        """Derivatives of the spatial terms along x and y, per pixel, each (n, T)."""
+        xp = array_module(self.basis)
+        u, v = unit_coordinates(x, y, self.shape, xp)
+        exponents = polynomial_exponents(order_of(count))
+        along_u = xp.stack([i * u ** max(i - 1, 0) * v**j for i, j in exponents], axis=1)
+        along_v = xp.stack([j * u**i * v ** max(j - 1, 0) for i, j in exponents], axis=1)
+        half_y, half_x = ((max(n, 2) - 1) / 2 for n in self.shape)
+        return along_u / half_x, along_v / half_y
 
     def background_at(self, x, y):
         """Return the background (n,) float64 at pixel positions."""
@@ -73,8 +111,7 @@ class MatchingKernel:
         return polynomial_image(lambda x, y: self.background_at(x, y), shape, xp)
 
     def _terms(self, x, y, count):
-        order = int(np.sqrt(2 * count)) - 1 if count > 1 else 0
-        return polynomial_terms(*unit_coordinates(x, y, self.shape, array_module(self.basis)), order)
+        return polynomial_terms(*unit_coordinates(x, y, self.shape, array_module(self.basis)), order_of(count))
 
 
 def unit_coordinates(x, y, shape, xp):
@@ -101,42 +138,73 @@ def _between(pixel, step, nodes, xp):
 
 
 def fit_matching_kernel(
-    source, target, x, y, *, source_fwhm_pix, target_fwhm_pix, size=None, degrees=(4, 2, 2), spatial_order=None,
-    background_order=1, constant_scale=True, stamp_pix=None, max_iterations=5, planes=None,
+    source, target, x, y, *, source_fwhm_pix, target_fwhm_pix, basis="gaussian", size=None, degrees=(4, 2, 2),
+    spatial_order=None, background_order=1, constant_scale=True, stamp_pix=None, max_iterations=8, planes=None,
 ) -> MatchingKernel:  # fmt: skip
     """Fit the kernel that turns ``source`` into ``target`` on stamps around ``x, y``.
 
     ``source`` and ``target`` are (image, mask, variance) of one shape and grid, (ny, nx) float32, int32,
-    float32; ``x, y`` pixel positions of stars or other static sources (neighbours do no harm). Pixels with a
-    bit of ``planes`` (default `MaskPlane.unusable`), NaN, or with such a source pixel under the kernel get no
-    weight. ``spatial_order`` None lets cross-validation choose among 0..3, and the degree of the basis too; a
-    number fixes the order. With ``constant_scale`` the kernel's sum is the same everywhere. Stamps that fit
-    badly are clipped and the fit repeated. Float64 throughout.
+    float32; ``x, y`` pixel positions of stars or other static sources, best ones first: of those whose stamps would
+    overlap by more than half the first is taken (other neighbours do no harm). Pixels with a bit of ``planes`` (default
+    `MaskPlane.unusable`), NaN, or with such a source pixel under the kernel get no weight. ``basis`` is "gaussian" (of
+    ``degrees``) or "delta", single pixels. ``size`` None chooses the kernel's side from the PSF sizes. ``spatial_order``
+    None lets cross-validation choose among 0..3, and the degree of the basis too; a number fixes the order. Within
+    the model so chosen, priors whose widths maximise the marginal likelihood hold back what the stars do not ask for.
+    With ``constant_scale`` the kernel's sum is the same everywhere. Stars that changed between the images, and what else
+    does not fit, are left out and the fit repeated. Float64 throughout.
 
     Raises UnprocessableError, with counts, when no stamp is usable.
     """
     xp = array_module(source[0])
     shape = source[0].shape
-    sigmas = choose_sigmas(source_fwhm_pix, target_fwhm_pix, len(degrees))
-    basis = gaussian_basis(sigmas, degrees, size or choose_size(sigmas), xp=xp)
+    functions = choose_basis(basis, source_fwhm_pix, target_fwhm_pix, size, degrees, xp)
     inner = stamp_pix or 2 * int(np.ceil(3.2 * max(source_fwhm_pix, target_fwhm_pix))) + 1
     planes = MaskPlane.unusable() if planes is None else planes
-    stamps = gather_stamps(source, target, x, y, basis, inner, int(planes))
+    lone = thin(x, y, inner / 2)
+    stamps = gather_stamps(source, target, np.asarray(x)[lone], np.asarray(y)[lone], functions, inner, int(planes))
     if stamps.count == 0:
         raise UnprocessableError(f"no usable star among {len(x)} for the matching kernel: {stamps.why()}")
     u, v = unit_coordinates(stamps.x, stamps.y, shape, xp)
-    candidates = _candidates(basis, stamps.count, spatial_order, background_order)
-    fit = fit_stamps(stamps, u, v, candidates, constant_scale=constant_scale, max_iterations=max_iterations)
+    fit = fit_stamps(
+        stamps, u, v, functions, _candidates(functions, stamps.count, spatial_order, background_order),
+        constant_scale=constant_scale, fwhm_pix=target_fwhm_pix, max_iterations=max_iterations,
+    )  # fmt: skip
     coefficients, background = fit.unpack()
-    used = basis.images[: len(coefficients)]
+    used = functions.images[: len(coefficients)]
     return MatchingKernel(used, coefficients, background, shape, fit.diagnostics())
 
 
-def _candidates(basis: GaussianBasis, stamps: int, spatial_order, background_order) -> list[Candidate]:
+def choose_basis(kind: str, source_fwhm_pix, target_fwhm_pix, size, degrees, xp) -> KernelBasis:
+    """Return the basis of ``kind`` for PSFs of these sizes; raises InputError for an unknown kind."""
+    sigmas = choose_sigmas(source_fwhm_pix, target_fwhm_pix, len(degrees))
+    if kind == "gaussian":
+        return gaussian_basis(sigmas, degrees, size or choose_size(sigmas), xp=xp)
+    if kind == "delta":
+        return delta_basis(size or choose_delta_size(sigmas), xp=xp)
+    raise InputError(f"basis of the matching kernel must be 'gaussian' or 'delta', got {kind!r}")
+
+
+def thin(x, y, distance) -> np.ndarray:
+    """Return the indices of the positions (host) that have no earlier kept one within ``distance``, in their order."""
+    cells: dict[tuple[int, int], list[int]] = {}
+    kept = []
+    for i, (px, py) in enumerate(zip(np.asarray(x, float), np.asarray(y, float), strict=True)):
+        if not (np.isfinite(px) and np.isfinite(py)):
+            continue
+        column, row = int(px // distance), int(py // distance)
+        near = [j for dy in (-1, 0, 1) for dx in (-1, 0, 1) for j in cells.get((row + dy, column + dx), ())]
+        if all((x[j] - px) ** 2 + (y[j] - py) ** 2 >= distance**2 for j in near):
+            cells.setdefault((row, column), []).append(i)
+            kept.append(i)
+    return np.asarray(kept, dtype=int)
+
+
+def _candidates(basis: KernelBasis, stamps: int, spatial_order, background_order) -> list[Candidate]:
     """The models to choose among: never more terms in the plane than stars can hold."""
-    allowed = [o for o in range(4) if stamps >= 2 * (o + 1) * (o + 2) // 2 or o == 0]
+    allowed = [o for o in range(4) if stamps >= 2 * term_count(o) or o == 0]
     orders = [o for o in allowed if spatial_order is None or o <= spatial_order]
     orders = orders if spatial_order is None else orders[-1:]
     sky = min(background_order, allowed[-1])
-    degrees = sorted({2, max(basis.degrees)}) if stamps >= 5 else [min(2, max(basis.degrees))]
+    highest = max(basis.degrees)
+    degrees = sorted({min(2, highest), highest}) if stamps >= 5 else [min(2, highest)]
     return [Candidate(basis.count_to_degree(d), o, sky) for o in orders for d in degrees]

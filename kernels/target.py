@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import resources
 from types import ModuleType
@@ -85,6 +86,21 @@ def hot_loop(source: str, *, parallel: bool = True) -> Callable[[Callable], HotL
 def device_function(function: Callable) -> Callable:
     """Compile a small helper called from inside hot loops, with the project's one set of Numba options."""
     return numba.njit(**NUMBA_OPTIONS)(function)
+
+
+def for_each_row(work: Callable[[int], None], rows: int, xp: ModuleType) -> None:
+    """Call ``work(row)`` for every row of tiles; the calls must not touch each other's output.
+
+    On the CPU they are shared out among as many threads as Numba uses, since NumPy and SciPy let others run meanwhile;
+    on a GPU they are queued one after the other.
+    """
+    threads = min(numba.get_num_threads(), rows) if xp is np else 1
+    if threads == 1:
+        for row in range(rows):
+            work(row)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(rows)))
 
 
 def check_arguments(name: str, args: tuple) -> None:

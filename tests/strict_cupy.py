@@ -29,8 +29,8 @@ FUNCTIONS = {
         not_equal ones ones_like pad power radians remainder repeat rint roll round searchsorted sign sin sinc sort
         sqrt stack subtract sum take_along_axis tensordot unique where xor zeros zeros_like""",
     "cupy.fft": "fftshift",
-    "cupy.linalg": "cholesky eigvalsh inv lstsq solve",
-    "cupyx.scipy.fft": "irfft2 next_fast_len rfft2",
+    "cupy.linalg": "eigh inv lstsq solve",
+    "cupyx.scipy.fft": "fft irfft2 next_fast_len rfft rfft2",
     "cupyx.scipy.ndimage": "binary_closing binary_dilation label median_filter uniform_filter uniform_filter1d",
 }
 METHODS = "all any argmin astype clip copy max mean min ravel reshape squeeze sum swapaxes transpose".split()

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from nightstream.kernels.convolution import convolve_tiles, tile_counts
-from nightstream.kernels.decorrelation import coarse_tiles, decorrelate, decorrelation_kernels, tile_medians
+from nightstream.kernels.convolution import convolve_plane, tile_counts
+from nightstream.kernels.decorrelation import decorrelate, decorrelation_kernels, tile_medians
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.psf import PsfModel
 from nightstream.kernels.psf_transform import convolve_psf
@@ -46,7 +46,7 @@ def difference(sigma_science, sigma_template, correlate=False, seed=4, total=1.0
     template = (sigma_template * noise).astype(np.float32)
     variances = [np.full(SHAPE, s**2, np.float32) for s in (sigma_science, sigma_template)]
     kernels, mask = gaussian_kernels(total=total), np.zeros(SHAPE, np.int32)
-    matched, mask, _ = convolve_tiles(template, mask, variances[1], kernels, TILE)
+    matched = convolve_plane(template, kernels, TILE)
     skies = [np.full(kernels.shape[:2], s**2, float) for s in (sigma_science, sigma_template)]
     stamps = decorrelation_kernels(kernels, *skies, convolved_correlation=correlation)
     return science - matched, mask, variances, stamps
@@ -132,12 +132,6 @@ def test_tile_medians_ignore_masked_pixels_and_fill_empty_tiles():
     mask[64:, :64] = MaskPlane.SAT
     medians = tile_medians(plane, mask, 64, planes=MaskPlane.DETECTED | MaskPlane.SAT)
     np.testing.assert_array_equal(medians, np.full((2, 3), 2.0))
-
-
-def test_coarse_tiles_take_the_kernel_at_the_middle():
-    """Four by four tiles become one, with the kernel near its centre."""
-    kernels = np.arange(25, dtype=np.float32).reshape(5, 5, 1, 1)
-    np.testing.assert_array_equal(coarse_tiles(kernels, 4)[:, :, 0, 0], [[12, 14], [22, 24]])
 
 
 def test_the_psf_of_a_convolved_image_is_the_convolved_psf():

@@ -1,4 +1,4 @@
-"""The background of a difference: found without bias, undisturbed by what changed."""
+"""The background of a difference: found without bias, as stiff as it should be, undisturbed by what changed."""
 
 import numpy as np
 import pytest
@@ -6,40 +6,73 @@ import pytest
 from nightstream.kernels.difference_background import fit_difference_background
 from nightstream.kernels.mask import MaskPlane
 
-SHAPE = (256, 300)
+SHAPE = (512, 600)
+SIGMA = 10.0
 
 
-def fit(image, mask=None, variance=None, order=2):
+def fit(target, image, mask=None):
     mask = np.zeros(SHAPE, np.int32) if mask is None else mask
-    variance = np.full(SHAPE, 100, np.float32) if variance is None else variance
-    return fit_difference_background(image, mask, variance, bin_pix=64, order=order, planes=MaskPlane.SAT)
+    planes = (target.array(a) for a in (image, mask, np.full(SHAPE, SIGMA**2, np.float32)))
+    return target.host(fit_difference_background(*planes, bin_pix=64, knot_pix=128, planes=MaskPlane.SAT))
 
 
-def test_a_curved_background_is_found_to_its_statistical_error():
-    """A paraboloid under noise of sigma 10 comes back within 5 sigma sqrt(6 / N), twice that at the
-    corners."""
-    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
-    wanted = 5 + 0.02 * x - 1e-4 * (y - 100.0) ** 2
-    image = (wanted + np.random.default_rng(1).normal(0, 10, SHAPE)).astype(np.float32)
-    assert np.abs(fit(image) - wanted).max() < 10 * 10 * np.sqrt(6 / image.size) + 0.15  # and the curvature within bins
+def noise(seed=1):
+    return np.random.default_rng(seed).normal(0, SIGMA, SHAPE)
 
 
-def test_the_skewness_of_poisson_noise_does_not_matter():
-    """Poisson noise of mean 100 minus its mean has background 0 within 5 sigma / sqrt(N); its mode is -0.25
-    lower."""
+def places():
+    return np.mgrid[: SHAPE[0], : SHAPE[1]] / 512
+
+
+def test_a_flat_background_costs_no_more_than_a_plane(target):
+    """Pure noise: the rms error is that of the 4 terms which no prior holds, sigma sqrt(4 / N), within a factor 2."""
+    background = fit(target, noise().astype(np.float32))
+    assert np.sqrt(np.mean(background**2)) < 2 * SIGMA * np.sqrt(4 / background.size)
+
+
+@pytest.mark.parametrize("shape_of", [
+    lambda y, x: 5 + 10 * x - 20 * (y - 0.3) ** 2,
+    lambda y, x: 4 * np.sin(6 * x) * np.cos(5 * y),
+], ids=["paraboloid", "waves"])  # fmt: skip
+def test_a_curved_background_is_found_to_its_statistical_error(target, shape_of):
+    """The rms error is below that of a spline with all its coefficients free, sigma sqrt(coefficients / N)."""
+    wanted = shape_of(*places())
+    error = fit(target, (wanted + noise()).astype(np.float32)) - wanted
+    coefficients = (4 + 3) * (5 + 3)
+    assert np.sqrt(np.mean(error**2)) < 1.2 * SIGMA * np.sqrt(coefficients / error.size)
+
+
+def test_the_skewness_of_poisson_noise_does_not_matter(target):
+    """Poisson noise of mean 100 minus its mean has background 0 within 5 sigma / sqrt(N); its mode is -0.25 lower."""
     image = (np.random.default_rng(2).poisson(100, SHAPE) - 100).astype(np.float32)
-    assert np.mean(fit(image, order=0)) == pytest.approx(0, abs=5 * 10 / np.sqrt(image.size))
+    assert np.mean(fit(target, image)) == pytest.approx(0, abs=5 * SIGMA / np.sqrt(image.size))
 
 
-def test_outliers_masked_and_missing_pixels_do_not_matter():
-    """Transients, a saturated patch and NaN leave the background of pure noise at 0."""
-    image = np.random.default_rng(3).normal(0, 10, SHAPE).astype(np.float32)
-    mask = np.zeros(SHAPE, np.int32)
+def test_outliers_masked_and_missing_pixels_do_not_matter(target):
+    """Transients, a saturated patch and NaN change the background of pure noise by less than its error."""
+    image, mask = noise(3).astype(np.float32), np.zeros(SHAPE, np.int32)
+    clean = fit(target, image)
     image[50:55, 50:55], image[200, :], image[100:150, 100:150] = 500, np.nan, 300
     mask[100:150, 100:150] = MaskPlane.SAT
-    assert np.abs(fit(image, mask)).max() < 10 * 10 * np.sqrt(6 / image.size)
+    assert np.abs(fit(target, image, mask) - clean).max() < SIGMA * np.sqrt(4 / image.size) * 5
 
 
-def test_without_usable_pixels_the_background_is_zero():
+def test_a_bin_full_of_residue_is_left_out(target):
+    """A bright star's halo over one bin moves the background there by less than a tenth of it."""
+    image = noise(4).astype(np.float32)
+    clean = fit(target, image)
+    image[128:192, 256:320] += 0.5 * SIGMA
+    assert np.abs(fit(target, image) - clean).max() < 0.05 * SIGMA
+
+
+def test_without_usable_pixels_the_background_is_zero(target):
     """All masked: zeros, not NaN."""
-    assert not fit(np.ones(SHAPE, np.float32), np.full(SHAPE, int(MaskPlane.SAT), np.int32)).any()
+    assert not fit(target, np.ones(SHAPE, np.float32), np.full(SHAPE, int(MaskPlane.SAT), np.int32)).any()
+
+
+def test_an_image_smaller_than_a_bin_has_a_background(target):
+    """40 x 30 pixels: the mean of what is there."""
+    image = np.full((40, 30), 3.0, np.float32)
+    planes = [target.array(a) for a in (image, np.zeros(image.shape, np.int32), np.ones(image.shape, np.float32))]
+    got = target.host(fit_difference_background(*planes, bin_pix=64, knot_pix=256, planes=MaskPlane.SAT))
+    np.testing.assert_allclose(got, 3.0, rtol=1e-3)

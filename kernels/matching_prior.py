@@ -1,0 +1,93 @@
+"""Least squares that is as flexible as the data ask for: Gaussian priors whose widths come from the data themselves.
+
+Parameters c fitted to normal equations M c = b, with a prior exp(-lambda_g c' P_g c / 2) for each group g. The
+strengths lambda_g maximise the marginal likelihood (MacKay 1992, "Bayesian interpolation", eqs. 31 and 32):
+lambda = gamma / (c' P c), gamma = rank(P) - lambda tr(C P), C the posterior covariance. A group that the data do not
+need is switched off smoothly; one that they need is left alone. Nothing is tuned by hand.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nightstream.kernels.target import array_module
+
+MAX_CONDITION = 1e12
+FIRST_WIDTH = 0.1  # of a parameter's prior, relative to the scale of the solution, before the data have spoken
+STRENGTH_RANGE = (1e-6, 1e6)  # of a strength relative to the first one
+SETTLED = 0.05  # relative change of all strengths below which they are left alone
+
+
+class Penalty(NamedTuple):
+    """One group: ``index`` (m,) into the parameters and ``matrix`` (m, m), positive, of rank m or nearly."""
+
+    index: Any
+    matrix: Any
+
+
+class Solution(NamedTuple):
+    """Posterior of the parameters."""
+
+    mean: Any  # (p,)
+    covariance: Any  # (p, p)
+    prior: Any  # (p, p) precision matrix of the prior, sum of lambda_g P_g
+    strengths: Any  # (groups,) lambda_g, host
+    freedom: float  # effective number of parameters, tr(C M)
+    condition: float  # of the scaled matrix with its prior
+
+
+def solve_shrunk(matrix, vector, penalties, *, scale: float = 1.0, strengths=None, iterations: int = 8) -> Solution:
+    """Solve ``matrix`` (p, p) c = ``vector`` (p,), float64, with ``penalties`` whose strengths the data choose.
+
+    ``scale`` is the size that parameters may have (the photometric scale of a kernel): it sets where the search for
+    the strengths starts. ``strengths`` start it elsewhere, normally where it ended before. Without penalties this is
+    plain least squares.
+    """
+    xp = array_module(matrix)
+    first = 1 / (FIRST_WIDTH * scale) ** 2
+    strengths = np.full(len(penalties), first) if strengths is None else np.asarray(strengths, np.float64)
+    for _ in range(iterations if penalties else 0):
+        solution = _posterior(matrix, vector, penalties, strengths, xp)
+        better = np.array([_strength(solution, p, s) for p, s in zip(penalties, strengths, strict=True)])
+        better = np.clip(better, STRENGTH_RANGE[0] * first, STRENGTH_RANGE[1] * first)
+        settled = bool(np.all(np.abs(np.log(better / strengths)) < SETTLED))
+        strengths = better
+        if settled:
+            break
+    return _posterior(matrix, vector, penalties, strengths, xp)
+
+
+def _posterior(matrix, vector, penalties, strengths, xp) -> Solution:
+    prior = xp.zeros_like(matrix)
+    for penalty, strength in zip(penalties, strengths, strict=True):
+        prior[penalty.index[:, None], penalty.index[None, :]] += strength * penalty.matrix
+    covariance, condition = invert_positive(matrix + prior)
+    freedom = float((covariance * matrix).sum())
+    return Solution(covariance @ vector, covariance, prior, strengths, freedom, condition)
+
+
+def _strength(solution: Solution, penalty: Penalty, strength: float) -> float:
+    """Return the next lambda of one group."""
+    part = solution.mean[penalty.index]
+    spread = solution.covariance[penalty.index[:, None], penalty.index[None, :]]
+    gamma = len(penalty.index) - strength * float((spread * penalty.matrix).sum())
+    power = float(part @ (penalty.matrix @ part))
+    return max(gamma, 1e-3) / max(power, 1e-300)
+
+
+def invert_positive(matrix):
+    """Return the inverse of a symmetric positive ``matrix`` (p, p) and the condition number of its scaled form.
+
+    The diagonal is scaled to 1 first. Where the condition number exceeds 1e12 the small eigenvalues are raised (ridge)
+    to bring it there.
+    """
+    xp = array_module(matrix)
+    scale = 1 / xp.sqrt(xp.maximum(xp.diagonal(matrix), 1e-300))
+    values, vectors = xp.linalg.eigh(matrix * scale[:, None] * scale[None, :])
+    largest = float(values[-1])
+    condition = largest / max(float(values[0]), largest * 1e-300)
+    ridge = max(largest / MAX_CONDITION - float(values[0]), 0.0)
+    vectors = vectors * scale[:, None]
+    return (vectors / (values + ridge)) @ vectors.T, condition

@@ -75,6 +75,19 @@ class CharacterizeConfig(Section):
     min_matches: int = Field(6, ge=3)  # stars below which registration fails
 
 
+class PrepareConfig(Section):
+    """A reduced image with its sky: sky, variance, sources, PSF."""
+
+    initial_fwhm_pix: float = Field(4.0, gt=1.0)  # pixels; the guess that finds the sources whose size is measured
+    sizing_snr: float = Field(20.0, gt=0)  # of sources whose size is measured
+    background_bin_pix: int = Field(128, ge=16)  # pixels; side of a bin of the mesh that the sky is fitted to
+    sky_order: int = Field(2, ge=0, le=4)  # of the polynomial through the mesh; lower when there are few bins
+    threshold: float = Field(5.0, gt=0)  # sigma; detection of sources, the stars of the matching kernel among them
+    psf_order: int = Field(2, ge=0, le=4)  # of the polynomial by which the PSF varies; lowered when stars are few
+    psf_min_snr: float = Field(50.0, gt=0)  # of a PSF star
+    psf_max_stars: int = Field(200, ge=1)
+
+
 class TemplateConfig(Section):
     """Coaddition of visit images."""
 
@@ -107,7 +120,7 @@ class DifferenceConfig(Section):
     spatial_order: int | None = Field(None, ge=0, le=3)  # of the kernel over the detector; None: cross-validated
     background_order: int = Field(1, ge=0, le=3)  # of the difference background fitted with the kernel
     constant_scale: bool = True  # one photometric scale for the whole detector
-    kernel_min_snr: float = Field(20.0, gt=0)  # of a star in the kernel fit, in the science image
+    kernel_min_snr: float = Field(5.0, gt=0)  # of a star in the kernel fit, in the science image
     kernel_max_stars: int = Field(600, ge=1)  # most stars in the kernel fit
     kernel_cell_pix: int = Field(128, ge=16)  # pixels; cells from which stars are taken evenly, brightest first
     # pixels; the matching kernel is linear within a tile, the decorrelation constant; None: from the image's size

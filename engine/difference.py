@@ -61,11 +61,18 @@ def subtract(science: Exposure, template: Template, config: DifferenceConfig) ->
     kernel.
     """
     warped = warp_template(science, template, config)
+    return subtract_aligned(science, warped, *choose_stars(science, template, config), config)
+
+
+def subtract_aligned(science: Exposure, warped: WarpedTemplate, x, y, config: DifferenceConfig) -> DifferenceResult:
+    """Return ``science`` minus a template on the same grid; see `subtract`.
+
+    ``x, y`` are pixel positions of static sources to fit the kernel on, best ones first.
+    """
     science_fwhm = _fwhm(science)
     convolves_science = _convolves_science(config, science_fwhm, warped.fwhm_pix)
     pair = (science.pixels, warped.pixels) if convolves_science else (warped.pixels, science.pixels)
     sizes = (science_fwhm, warped.fwhm_pix) if convolves_science else (warped.fwhm_pix, science_fwhm)
-    x, y = choose_stars(science, template, science_fwhm, config)
     kernel = _fit_kernel(pair, sizes, x, y, config)
     raw = _subtract_pair(pair, kernel, config)
     if convolves_science:
@@ -103,7 +110,7 @@ def warp_template(science: Exposure, template: Template, config: DifferenceConfi
     )
 
 
-def choose_stars(science: Exposure, template: Template, fwhm_pix: float, config: DifferenceConfig) -> tuple:
+def choose_stars(science: Exposure, template: Template, config: DifferenceConfig) -> tuple:
     """Return positions ``x, y`` on the science image of the template's stars to fit the kernel on.
 
     Bright enough, and spread evenly: from every cell of ``kernel_cell_pix`` the brightest, then the second,
@@ -112,15 +119,21 @@ def choose_stars(science: Exposure, template: Template, fwhm_pix: float, config:
     stars = {name: to_host(template.stars[name]) for name in ("ra", "dec", "psf_flux")}
     x, y = science.wcs.pixel_from_sky(stars["ra"], stars["dec"])
     ny, nx = science.pixels.shape
-    noise = np.sqrt(float(_sky_variance(science.pixels)) * np.pi * fwhm_pix**2 / (2 * np.log(2)))
+    noise = np.sqrt(float(_sky_variance(science.pixels)) * np.pi * _fwhm(science) ** 2 / (2 * np.log(2)))
     bright = stars["psf_flux"] / science.njy_per_unit > config.kernel_min_snr * noise
     index = np.flatnonzero(bright & (x > 0) & (x < nx - 1) & (y > 0) & (y < ny - 1))
     if index.size == 0:
         raise UnprocessableError(f"none of the template's {len(x)} stars has S/N {config.kernel_min_snr:g} on the science image")
-    index = index[np.argsort(-stars["psf_flux"][index], kind="stable")]
-    cell = (y[index] // config.kernel_cell_pix).astype(int) * 100_000 + (x[index] // config.kernel_cell_pix).astype(int)
-    chosen = index[np.argsort(_rank_within(cell), kind="stable")[: config.kernel_max_stars]]
+    chosen = index[evenly(x[index], y[index], stars["psf_flux"][index], config)]
     return x[chosen], y[chosen]
+
+
+def evenly(x, y, brightness, config: DifferenceConfig) -> np.ndarray:
+    """Return indices of at most ``kernel_max_stars`` of the positions (host): the brightest of every cell, then every
+    cell's second, and so on."""
+    order = np.argsort(-brightness, kind="stable")
+    cell = (y[order] // config.kernel_cell_pix).astype(int) * 100_000 + (x[order] // config.kernel_cell_pix).astype(int)
+    return order[np.argsort(_rank_within(cell), kind="stable")[: config.kernel_max_stars]]
 
 
 @dataclass(frozen=True, slots=True)

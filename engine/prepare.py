@@ -1,0 +1,206 @@
+"""From a reduced image with its sky to what a difference needs: sky, variance, PSF and sources, with nothing tuned by hand.
+
+For images that other pipelines reduced. Raw frames go through `engine.isr` and `engine.characterize`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nightstream.engine.config import PrepareConfig
+from nightstream.engine.memory import to_host
+from nightstream.engine.values import Array, Exposure, ExposureInfo, MaskedImage
+from nightstream.errors import InputError, UnprocessableError
+from nightstream.kernels.background import BackgroundMesh, background_mesh
+from nightstream.kernels.detection import Detections, detect, mark_detected
+from nightstream.kernels.mask import MaskPlane
+from nightstream.kernels.moments import gaussian_moments
+from nightstream.kernels.psf import FWHM_PER_SIGMA, PsfModel, polynomial_terms
+from nightstream.kernels.psf_fit import fit_psf
+from nightstream.kernels.psf_matching import polynomial_image, unit_coordinates
+from nightstream.kernels.psf_stars import half_sample_mode, select_psf_stars
+from nightstream.kernels.target import array_module
+from nightstream.kernels.wcs import Wcs
+
+DETECTED = MaskPlane.DETECTED | MaskPlane.DETECTED_NEGATIVE
+SIZING_STARS = 300  # most sources whose sizes say what the FWHM is
+FAINT_SIGMA = 2.0  # of the sky: below it a pixel's excess is noise, and adds none to its variance
+PSF_WIDTH_FWHM = 6.0  # side of the PSF image in FWHMs
+PSF_SIZE_LIMITS = (25, 61)  # pixels, odd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReducedImage:
+    """A reduced image as its owner has it: any unit, sky left in or not.
+
+    ``image`` (ny, nx) float32, NaN where there is no value; ``mask`` int32 (`MaskPlane`) or None; ``variance`` float32 in
+    the unit of the image squared, or None: it is then made of ``gain`` (electrons per unit; None: from the sky's own
+    scatter) and ``read_noise`` (electrons).
+    """
+
+    image: Array
+    mask: Array | None = None
+    variance: Array | None = None
+    gain: float | None = None
+    read_noise: float = 0.0
+    saturation: float | None = None  # unit of the image; pixels at or above it are SAT
+    wcs: Wcs | None = None
+    info: ExposureInfo = field(
+        default_factory=lambda: ExposureInfo(
+            visit=0, detector=0, camera="", kind="science", band="", exposure_time_s=0.0, dark_time_s=0.0, midpoint_mjd_tai=0.0
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedImage:
+    """``exposure`` is sky subtracted and has a PSF; its unit is that of the image."""
+
+    exposure: Exposure
+    sky: Array  # (ny, nx) float32 that was subtracted
+    found: Detections  # sources above ``PrepareConfig.threshold``
+    fwhm_pix: float
+    summary: dict[str, float]
+
+
+def prepare_image(reduced: ReducedImage, config: PrepareConfig) -> PreparedImage:
+    """Find the sky, the noise, the sources and the PSF of one image.
+
+    The sky is a polynomial of low order through the levels of a mesh: whatever is left is smooth, and a difference fits
+    and removes it with far less noise than a mesh has. The variance is the sky's, plus the photons of pixels that stand
+    clearly above it, so that on empty sky it carries no noise; without a given variance it is scaled by the scatter of
+    the sky (LSST's scaleVariance). Raises InputError for an image of the wrong shape, UnprocessableError when there is
+    no usable star for the PSF.
+    """
+    image, mask = _checked(reduced)
+    guess = estimate_fwhm(image, mask, config)
+    mesh = background_mesh(image, mask, bin_pix=config.background_bin_pix)
+    light = image - mesh.image()
+    noise = mesh.noise_image() ** 2
+    mask = mark_detected(mask, detect(light, mask, noise, _gaussian(guess, image)))
+    mesh = background_mesh(image, mask, bin_pix=config.background_bin_pix, planes=MaskPlane.unusable() | DETECTED)
+    sky = smooth_sky(mesh, config.sky_order)
+    light = image - sky
+    variance, scale = expected_variance(reduced, light, sky, mesh)
+    pixels = MaskedImage(light, mask, variance)
+    psf, used = _model_psf(pixels, guess, config)
+    ny, nx = image.shape
+    found = detect(light, mask, variance, psf.centred((nx - 1) / 2, (ny - 1) / 2)[0], threshold=config.threshold)
+    fwhm = float(psf.fwhm_pix((nx - 1) / 2, (ny - 1) / 2)[0])
+    return PreparedImage(
+        exposure=Exposure(info=reduced.info, pixels=pixels, wcs=reduced.wcs, psf=psf, njy_per_unit=1.0),
+        sky=sky, found=found, fwhm_pix=fwhm, summary=_summary(sky, mesh, fwhm, used, found, scale),
+    )  # fmt: skip
+
+
+def _summary(sky, mesh, fwhm, used, found, scale) -> dict[str, float]:
+    xp = array_module(sky)
+    return {
+        "psf_fwhm_pix": fwhm,
+        "sky_background": float(xp.median(sky)),
+        "sky_noise": float(xp.median(mesh.noise)),
+        "n_psf_stars": used,
+        "n_sources": len(found),
+        "variance_scale": scale,
+    }
+
+
+def _checked(reduced: ReducedImage):
+    """Return image and mask, float32 and int32, with NO_DATA and SAT set."""
+    xp = array_module(reduced.image)
+    image = xp.ascontiguousarray(reduced.image, dtype=xp.float32)
+    if image.ndim != 2 or 0 in image.shape:
+        raise InputError(f"got an image of shape {image.shape}, wanted (ny, nx)")
+    for name in ("mask", "variance"):
+        plane = getattr(reduced, name)
+        if plane is not None and plane.shape != image.shape:
+            raise InputError(f"got a {name} of shape {plane.shape}, wanted that of the image, {image.shape}")
+    mask = xp.zeros(image.shape, xp.int32) if reduced.mask is None else reduced.mask.astype(xp.int32)
+    missing = ~xp.isfinite(image)
+    if reduced.variance is not None:
+        missing = missing | ~(xp.isfinite(reduced.variance) & (reduced.variance > 0))
+    mask = xp.where(missing, mask | np.int32(MaskPlane.NO_DATA), mask)
+    if reduced.saturation is not None:
+        mask = xp.where(image >= xp.float32(reduced.saturation), mask | np.int32(MaskPlane.SAT), mask)
+    if bool((mask & np.int32(MaskPlane.NO_DATA) != 0).all()):
+        raise UnprocessableError("no pixel of the image has a value")
+    return xp.where(missing, xp.float32(xp.nan), image), mask
+
+
+def estimate_fwhm(image, mask, config: PrepareConfig) -> float:
+    """Return the FWHM, pixels, that most compact bright sources share: the mode of their adaptive moments."""
+    xp = array_module(image)
+    mesh = background_mesh(image, mask, bin_pix=config.background_bin_pix)
+    light, variance = image - mesh.image(), mesh.noise_image() ** 2
+    fwhm = config.initial_fwhm_pix
+    for _ in range(2):
+        found = detect(light, mask, variance, _gaussian(fwhm, image), threshold=config.sizing_snr, polarity="positive")
+        order = xp.argsort(-found.snr, kind="stable")[:SIZING_STARS]
+        half = int(np.clip(np.ceil(2 * fwhm), 8, 30))
+        moments = gaussian_moments(light, mask, variance, found.x[order], found.y[order], half_size=half)
+        good = (moments["masked_fraction"] < 0.05) & (moments["flux"] > 10 * moments["flux_err"])
+        sigma = moments["sigma_pix"][good & xp.isfinite(moments["sigma_pix"])]
+        if int(sigma.size) == 0:
+            raise UnprocessableError(f"no source of S/N {config.sizing_snr:g} to measure the seeing on, among {len(found)} found")
+        fwhm = float(np.exp(half_sample_mode(xp.log(sigma)))) * FWHM_PER_SIGMA
+    return fwhm
+
+
+def _gaussian(fwhm_pix, image):
+    size = _psf_size(fwhm_pix)
+    return array_module(image).asarray(PsfModel.gaussian(fwhm_pix / FWHM_PER_SIGMA, size).coefficients[0])
+
+
+def _psf_size(fwhm_pix) -> int:
+    return int(np.clip(2 * int(np.ceil(PSF_WIDTH_FWHM * fwhm_pix / 2)) + 1, *PSF_SIZE_LIMITS))
+
+
+def smooth_sky(mesh: BackgroundMesh, order: int):
+    """Return the float32 image of a polynomial of ``order`` through the mesh's levels; lower when there are few bins."""
+    xp = array_module(mesh.level)
+    rows, columns = mesh.level.shape
+    order = min(order, rows - 1, columns - 1)
+    y, x = ((xp.arange(n) + 0.5) * size / n - 0.5 for n, size in zip(mesh.level.shape, mesh.shape, strict=True))
+    x, y = (a.ravel() for a in xp.meshgrid(x, y, indexing="xy"))
+    surface = lambda x, y: polynomial_terms(*unit_coordinates(x, y, mesh.shape, xp), order)  # noqa: E731
+    solution = xp.linalg.lstsq(surface(x, y), mesh.level.ravel(), rcond=None)[0]
+    return polynomial_image(lambda x, y: surface(x, y) @ solution, mesh.shape, xp)
+
+
+def expected_variance(reduced: ReducedImage, light, sky, mesh: BackgroundMesh):
+    """Return the variance plane, float32, and the factor by which the sky's scatter scaled it."""
+    xp = array_module(light)
+    measured = float(xp.median(mesh.noise) ** 2)
+    if reduced.variance is not None:
+        return reduced.variance.astype(xp.float32), 1.0
+    sky_variance = xp.maximum(sky, 0) / (reduced.gain or 1.0) + (reduced.read_noise / (reduced.gain or 1.0)) ** 2
+    predicted = float(xp.median(sky_variance))
+    gain = reduced.gain
+    if gain is None or predicted <= 0:
+        sky_variance, predicted = xp.full(light.shape, measured, xp.float32), measured
+        gain = gain or max(float(xp.median(sky)), 0.0) / measured or None
+    sigma = xp.sqrt(sky_variance)
+    photons = xp.where(light > FAINT_SIGMA * sigma, light, 0) / xp.float32(gain) if gain else xp.float32(0)
+    scale = measured / predicted
+    return (xp.nan_to_num(sky_variance + photons, nan=measured) * xp.float32(scale)).astype(xp.float32), scale
+
+
+def _model_psf(pixels: MaskedImage, fwhm_pix: float, config: PrepareConfig) -> tuple[PsfModel, int]:
+    planes = pixels.image, pixels.mask, pixels.variance
+    size = _psf_size(fwhm_pix)
+    peaks = detect(*planes, _gaussian(fwhm_pix, pixels.image), polarity="positive")
+    chosen = select_psf_stars(
+        *planes, peaks.x, peaks.y, min_snr=config.psf_min_snr, max_stars=config.psf_max_stars,
+        isolation_pix=max(12.0, 3 * fwhm_pix), half_size=size // 2,
+    )  # fmt: skip
+    psf, used = fit_psf(*planes, peaks.x[chosen], peaks.y[chosen], size=size, order=config.psf_order)
+    return psf, int(used.sum())
+
+
+def bright_positions(template: PreparedImage, science: PreparedImage, min_snr: float):
+    """Return x, y and S/N on the template (host) of its sources that have ``min_snr`` on the science image, one grid."""
+    found, score = template.found, science.found.score
+    good = (found.snr > 0) & (score[found.y.astype(np.int64), found.x.astype(np.int64)] >= min_snr)
+    return tuple(to_host(v[good]) for v in (found.x, found.y, found.snr))

@@ -16,12 +16,13 @@ from nightstream.errors import InputError, UnprocessableError
 from nightstream.kernels.background import fit_background
 from nightstream.kernels.cosmic_rays import find_cosmic_rays
 from nightstream.kernels.detection import detect, mark_detected
+from nightstream.kernels.distortion import fit_distortion
 from nightstream.kernels.interpolation import interpolate_masked
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.psf import FWHM_PER_SIGMA, PsfModel
 from nightstream.kernels.psf_fit import fit_psf
 from nightstream.kernels.psf_stars import select_psf_stars
-from nightstream.kernels.registration import apply_affine, fit_affine, match_stars
+from nightstream.kernels.registration import fit_affine, match_stars
 from nightstream.kernels.target import array_module
 from nightstream.kernels.wcs import Wcs
 
@@ -48,6 +49,7 @@ class Registration:
     wcs: Wcs | None
     njy_per_electron: float
     n_matched: int = 0
+    distortion_order: int = 0  # of the polynomial by which the WCS was corrected; 1 is affine
     scatter_pix: float = np.nan  # per axis, of the matched stars about the fit
     offset_mean_pix: float = np.nan  # distance of the matched stars from the fit, and its scatter
     offset_std_pix: float = np.nan
@@ -118,8 +120,9 @@ def model_psf(pixels: MaskedImage, config: CharacterizeConfig) -> tuple[PsfModel
 def register(
     stars: Table, wcs: Wcs | None, reference: Table | None, info: ExposureInfo, config: CharacterizeConfig
 ) -> Registration:
-    """Correct the WCS by an affine map of the pixels and measure the flux scale, from stars matched to the reference.
+    """Correct the WCS by an affine map and a smooth distortion, and measure the flux scale, from stars matched to the reference.
 
+    ``config`` says how far the WCS may be off, in shift and rotation, and how the correction may vary over the detector.
     Raises UnprocessableError with the counts when fewer than ``config.min_matches`` stars match, or without a WCS to start
     from, InputError without an exposure time.
     """
@@ -130,28 +133,19 @@ def register(
         return Registration(wcs=wcs, njy_per_electron=nominal)
     if wcs is None:
         raise UnprocessableError("the raw header has no WCS, wanted an approximate one to find the reference stars with")
-    good = np.flatnonzero(is_calibration_star(stars, config.calibration_min_snr))
-    x, y, flux = (stars[name][good] for name in ("x", "y", "psf_flux"))
-    predicted_x, predicted_y, catalogue_flux = _predict(reference, wcs, x, y, config.registration_radius_pix)
-    first, second = match_stars(
-        x, y, flux, predicted_x, predicted_y, catalogue_flux,
-        max_offset_pix=config.registration_radius_pix, tolerance_pix=config.match_tolerance_pix,
-    )  # fmt: skip
-    if len(first) < config.min_matches:
-        raise UnprocessableError(
-            f"{len(first)} of {len(x)} stars match the {len(predicted_x)} reference stars, wanted {config.min_matches}"
-        )
-    matrix, rms, used = fit_affine(x[first], y[first], predicted_x[second], predicted_y[second])
-    ratio = catalogue_flux[second[used]] / flux[first[used]]
-    relative_err = stars["psf_flux_err"][good][first[used]] / flux[first[used]]
-    scale, scatter = flux_scale(ratio, relative_err)
-    fitted_x, fitted_y = apply_affine(matrix, x[first[used]], y[first[used]])
-    offset = np.hypot(fitted_x - predicted_x[second[used]], fitted_y - predicted_y[second[used]])
+    good = is_calibration_star(stars, config.calibration_min_snr)
+    stars_used, reference_used = _match({name: column[good] for name, column in stars.items()}, reference, wcs, config)
+    fitted, used, order = _fit_wcs(wcs, stars_used, reference_used, _bounds(stars), config)
+    stars_used, reference_used = ({name: column[used] for name, column in t.items()} for t in (stars_used, reference_used))
+    flux = stars_used["psf_flux"]
+    scale, scatter = flux_scale(reference_used["flux"] / flux, stars_used["psf_flux_err"] / flux)
+    offset = np.hypot(*fitted.offset_to_sky(stars_used["x"], stars_used["y"], reference_used["ra"], reference_used["dec"]))
     return Registration(
-        wcs=wcs.with_affine(matrix),
+        wcs=fitted,
         njy_per_electron=scale,
-        n_matched=int(used.sum()),
-        scatter_pix=float(rms),
+        n_matched=len(offset),
+        distortion_order=order,
+        scatter_pix=float(np.sqrt((offset**2).mean() / 2)),
         offset_mean_pix=float(offset.mean()),
         offset_std_pix=float(offset.std()),
         scatter_mag=MAG_PER_RELATIVE * scatter,
@@ -194,17 +188,57 @@ def reference_from_stars(stars: Table, njy_per_unit: float = 1.0) -> Table:
     }
 
 
-def _predict(reference: Table, wcs: Wcs, star_x, star_y, margin_pix: float):
-    """Return pixels and flux of the reference stars that may be on the image.
+def _match(stars: Table, reference: Table, wcs: Wcs, config: CharacterizeConfig) -> tuple[Table, Table]:
+    """Return the rows of stars and reference that are pairs."""
+    near, x, y = _predict(reference, wcs, stars, config)
+    first, second = match_stars(
+        stars["x"], stars["y"], stars["psf_flux"], x, y, near["flux"],
+        max_offset_pix=config.registration_radius_pix, tolerance_pix=config.match_tolerance_pix,
+        max_rotation_deg=config.max_rotation_deg,
+    )  # fmt: skip
+    if len(first) < config.min_matches:
+        raise UnprocessableError(
+            f"{len(first)} of {len(stars['x'])} stars match the {len(x)} reference stars, wanted {config.min_matches}"
+        )
+    return {name: column[first] for name, column in stars.items()}, {name: column[second] for name, column in near.items()}
 
-    A catalogue goes beyond the detector, and only its brightest stars vote in `match_stars`.
+
+def _predict(reference: Table, wcs: Wcs, stars: Table, config: CharacterizeConfig) -> tuple[Table, np.ndarray, np.ndarray]:
+    """Return the reference stars that may be on the image, and their pixels x, y.
+
+    A catalogue goes beyond the detector, and only its brightest stars vote in `match_stars`. A detector that is turned
+    about its middle sweeps the circle through its corners.
     """
     x, y = wcs.pixel_from_sky(reference["ra"], reference["dec"])
     usable = np.isfinite(x) & np.isfinite(y) & (reference["flux"] > 0)
-    for predicted, measured in ((x, star_x), (y, star_y)):
-        low, high = measured.min(initial=np.inf) - margin_pix, measured.max(initial=-np.inf) + margin_pix
-        usable &= (predicted >= low) & (predicted <= high)
-    return x[usable], y[usable], reference["flux"][usable]
+    low_x, high_x, low_y, high_y = _bounds(stars)
+    radius = np.hypot(high_x - low_x, high_y - low_y) / 2
+    turned = 2 * radius * np.sin(np.radians(config.max_rotation_deg) / 2)
+    for predicted, low, high in ((x, low_x, high_x), (y, low_y, high_y)):
+        margin = config.registration_radius_pix + min(turned, radius - (high - low) / 2)
+        usable &= (predicted >= low - margin) & (predicted <= high + margin)
+    return {name: column[usable] for name, column in reference.items()}, x[usable], y[usable]
+
+
+def _bounds(stars: Table) -> tuple[float, float, float, float]:
+    """Return lowest and highest x, lowest and highest y of the stars; zeros without any."""
+    x, y = (stars[name][np.isfinite(stars["x"] + stars["y"])] for name in ("x", "y"))
+    return (x.min(), x.max(), y.min(), y.max()) if len(x) else (0.0, 0.0, 0.0, 0.0)
+
+
+def _fit_wcs(wcs: Wcs, stars: Table, reference: Table, bounds, config: CharacterizeConfig) -> tuple[Wcs, np.ndarray, int]:
+    """Return the WCS that puts the stars where the reference has them, which pairs it used, and the order of its correction.
+
+    First an affine map of the pixels, so that distortion the WCS already has stays with the sky it was measured on when the
+    detector is turned; then the polynomial, by least squares in the tangent plane.
+    """
+    x, y, sky = stars["x"], stars["y"], (reference["ra"], reference["dec"])
+    moved = wcs.with_affine(fit_affine(x, y, *wcs.pixel_from_sky(*sky))[0])
+    error = np.sqrt((stars["x_err"] ** 2 + stars["y_err"] ** 2) / 2)
+    distortion, used = fit_distortion(
+        x, y, *moved.offset_to_sky(x, y, *sky), error, bounds=bounds, max_order=config.distortion_order
+    )  # fmt: skip
+    return moved.with_distortion(distortion), used, max(distortion.order, 1)
 
 
 def _with_sky(stars: Table, exposure: Exposure) -> Table:
@@ -227,6 +261,7 @@ def _summary(exposure: Exposure, background, registration: Registration) -> dict
         "sky_noise_electron": float(xp.sqrt(xp.nanmedian(exposure.pixels.variance))),
         "zero_point_mag": float(zero_point),
         "n_matched_stars": registration.n_matched,
+        "astrometric_distortion_order": registration.distortion_order,
         "astrometric_scatter_pix": registration.scatter_pix,
         "astrometric_offset_mean_arcsec": registration.offset_mean_pix * scale,
         "astrometric_offset_std_arcsec": registration.offset_std_pix * scale,

@@ -71,7 +71,10 @@ class CharacterizeConfig(Section):
     psf_max_stars: int = Field(200, ge=1)
     calibration_min_snr: float = Field(10.0, gt=0)  # of a star used for WCS and zero point
     registration_radius_pix: float = Field(120.0, gt=0)  # pixels; by how much the raw WCS may be off
+    max_rotation_deg: float = Field(0.5, ge=0, le=180)  # degrees; by how much it may be turned; 180: by any angle
     match_tolerance_pix: float = Field(2.0, gt=0)  # pixels; distance of a star to its reference after the shift
+    # Highest order of the polynomial that corrects the WCS; lowered when stars are few or do not ask for it. 1: affine.
+    distortion_order: int = Field(3, ge=1, le=5)
     min_matches: int = Field(6, ge=3)  # stars below which registration fails
 
 

@@ -8,7 +8,8 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from nightstream.errors import InputError
-from nightstream.kernels.wcs import Term, Wcs
+from nightstream.kernels.polynomial import Term
+from nightstream.kernels.wcs import Wcs
 
 Card = tuple[str, str | int | float, str]
 

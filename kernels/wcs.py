@@ -6,22 +6,21 @@ the field, where the projection or its distortion has no inverse, comes back as 
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from nightstream.errors import InputError
+from nightstream.kernels.distortion import Distortion
+from nightstream.kernels.polynomial import Polynomials, add, canonical, derivatives, evaluate, mix, substitute
 from nightstream.kernels.target import array_module
 
 KINDS = ("TAN", "SIP", "TPV")
 MAX_ITERATIONS = 30  # Newton needs 3 to 5; more means that there is no solution
 CONVERGED_PIX = 1e-10
 
-Term = tuple[int, int, int, float]  # (i, j, k, c) stands for c * x**i * y**j * r**k with r = hypot(x, y)
+IDENTITY: Polynomials = (((1, 0, 0, 1.0),), ((0, 1, 0, 1.0),))
 Pair = tuple[Any, Any]
 
 
@@ -44,7 +43,7 @@ class Wcs:
     crpix: tuple[float, float]  # x, y of the reference point, 0-based pixels
     cd: tuple[tuple[float, float], tuple[float, float]]  # deg / pixel
     kind: str = "TAN"
-    distortion: tuple[tuple[Term, ...], ...] = ()
+    distortion: Polynomials = ()
     lonpole: float = 180.0  # native longitude of the celestial pole, deg
 
     def __post_init__(self) -> None:
@@ -57,8 +56,7 @@ class Wcs:
             raise InputError(f"WCS must be finite, got crval {self.crval}, crpix {self.crpix}, cd {self.cd}")
         if _determinant(self.cd) == 0.0:
             raise InputError(f"WCS cannot be inverted: the determinant of cd {self.cd} is 0")
-        canonical = tuple(tuple(sorted(term for term in terms if term[3] != 0.0)) for terms in self.distortion)
-        object.__setattr__(self, "distortion", canonical)  # so that equal functions are equal values
+        object.__setattr__(self, "distortion", canonical(self.distortion))
 
     @classmethod
     def tan(
@@ -87,25 +85,14 @@ class Wcs:
 
     @property
     def pixel_scale_arcsec(self) -> float:
-        """Side of a square as large as a pixel at the reference point, from the linear part, arcsec."""
+        """Side of a square as large as a pixel, from the linear part, arcsec."""
         return 3600.0 * math.sqrt(abs(_determinant(self.cd)))
 
     def sky_from_pixel(self, x, y) -> Pair:
         """Return (ra, dec) in degrees, ra in [0, 360), of 0-based pixel positions; NaN gives NaN."""
         xp = array_module(x, y)
-        u, v = _float64(x, xp) - self.crpix[0], _float64(y, xp) - self.crpix[1]
-        if self.kind == "SIP":
-            u, v = (
-                u + _polynomial(self.distortion[0], u, v, xp),
-                v + _polynomial(self.distortion[1], u, v, xp),
-            )
-        xi, eta = _apply(self.cd, u, v)
-        if self.kind == "TPV":
-            xi, eta = (
-                _polynomial(self.distortion[0], xi, eta, xp),
-                _polynomial(self.distortion[1], xi, eta, xp),
-            )
-        return _deproject(*_apply(_rotation(self.lonpole), xi, eta), self.crval, xp)
+        plane = self._plane_from_pixel(_float64(x, xp), _float64(y, xp), xp)
+        return _deproject(*_apply(_rotation(self.lonpole), *plane), self.crval, xp)
 
     def pixel_from_sky(self, ra, dec) -> Pair:
         """Return 0-based (x, y) of sky positions in degrees.
@@ -114,13 +101,12 @@ class Wcs:
         from the reference point, and those where the iteration finds no pixel, are NaN.
         """
         xp = array_module(ra, dec)
-        xi, eta = _project(_float64(ra, xp), _float64(dec, xp), self.crval, xp)
-        xi, eta = _apply(_inverse(_rotation(self.lonpole)), xi, eta)
+        xi, eta = self._plane_from_sky(_float64(ra, xp), _float64(dec, xp), xp)
         if self.kind == "TPV":
             xi, eta = _solve(self.distortion, xi, eta, CONVERGED_PIX * self.pixel_scale_arcsec / 3600.0, xp)
         u, v = _apply(_inverse(self.cd), xi, eta)
         if self.kind == "SIP":
-            u, v = _solve(_with_identity(self.distortion), u, v, CONVERGED_PIX, xp)
+            u, v = _solve(add(IDENTITY, self.distortion), u, v, CONVERGED_PIX, xp)
         return u + self.crpix[0], v + self.crpix[1]
 
     def with_affine(self, matrix) -> Wcs:
@@ -133,8 +119,55 @@ class Wcs:
         if _determinant(linear) == 0.0:
             raise InputError(f"the affine map {matrix} cannot be inverted")
         crpix = _apply(_inverse(linear), self.crpix[0] - c, self.crpix[1] - f)
-        distortion = _substitute(self.distortion, linear) if self.kind == "SIP" else self.distortion
+        distortion = _conjugate(self.distortion, linear) if self.kind == "SIP" else self.distortion
         return replace(self, crpix=crpix, cd=_product(self.cd, linear), distortion=distortion)
+
+    def offset_to_sky(self, x, y, ra, dec) -> Pair:
+        """Return (dx, dy) from pixels to sky positions, in the tangent plane measured in pixels of the linear part.
+
+        0 where `sky_from_pixel` gives that position. NaN in gives NaN out, as do positions on the far hemisphere.
+        """
+        xp = array_module(x, y, ra, dec)
+        x, y, ra, dec = (_float64(values, xp) for values in (x, y, ra, dec))
+        (xi, eta), (xi_here, eta_here) = self._plane_from_sky(ra, dec, xp), self._plane_from_pixel(x, y, xp)
+        return _apply(_inverse(self.cd), xi - xi_here, eta - eta_here)
+
+    def with_distortion(self, distortion: Distortion) -> Wcs:
+        """Return the WCS in which ``distortion`` is added to what `offset_to_sky` measures from.
+
+        Exact for every kind: a TPV keeps its CD and gets more terms; the others become a SIP whose CD is the derivative at
+        ``distortion.centre``, so that it stays near the truth when the reference point is far off the detector. Terms of
+        order 0 and 1 then stand among those of the SIP. What is left without distortion is a TAN.
+        """
+        added = distortion.terms_about(*self.crpix)
+        if self.kind == "TPV":
+            return replace(self, distortion=add(self.distortion, _conjugate(added, _inverse(self.cd))))
+        shift_x, shift_y = (c - p for c, p in zip(distortion.centre, self.crpix, strict=True))
+        whole = add(add(IDENTITY, self.distortion or ((), ())), added)
+        constant, linear, rest = _by_degree(substitute(whole, ((1.0, 0.0, shift_x), (0.0, 1.0, shift_y))))
+        back_x, back_y = _apply(_inverse(linear), *constant)
+        terms = mix(_inverse(linear), substitute(rest, ((1.0, 0.0, -back_x), (0.0, 1.0, -back_y))))
+        crpix = distortion.centre[0] - back_x, distortion.centre[1] - back_y
+        kind, terms = ("SIP", terms) if any(terms) else ("TAN", ())
+        return replace(self, crpix=crpix, cd=_product(self.cd, linear), kind=kind, distortion=terms)
+
+    def _plane_from_pixel(self, x, y, xp: ModuleType) -> Pair:
+        u, v = x - self.crpix[0], y - self.crpix[1]
+        if self.kind == "SIP":
+            u, v = (
+                u + evaluate(self.distortion[0], u, v, xp),
+                v + evaluate(self.distortion[1], u, v, xp),
+            )
+        xi, eta = _apply(self.cd, u, v)
+        if self.kind == "TPV":
+            xi, eta = (
+                evaluate(self.distortion[0], xi, eta, xp),
+                evaluate(self.distortion[1], xi, eta, xp),
+            )
+        return xi, eta
+
+    def _plane_from_sky(self, ra, dec, xp: ModuleType) -> Pair:
+        return _apply(_inverse(_rotation(self.lonpole)), *_project(ra, dec, self.crval, xp))
 
 
 def _float64(values, xp: ModuleType):
@@ -187,39 +220,6 @@ def _project(ra, dec, crval, xp: ModuleType) -> Pair:
     return xp.degrees(east / height), xp.degrees((up * cosine - forward * sine) / height)
 
 
-def _polynomial(terms: tuple[Term, ...], x, y, xp: ModuleType):
-    """Return the sum of c x**i y**j r**k over ``terms``. k = -1 occurs in derivatives, times x or y."""
-    powers_x, powers_y = (
-        _powers(x, max((t[0] for t in terms), default=0)),
-        _powers(y, max((t[1] for t in terms), default=0)),
-    )
-    r = xp.maximum(xp.hypot(x, y), 1e-300) if any(t[2] for t in terms) else None
-    total = xp.zeros_like(x)
-    for i, j, k, c in terms:
-        monomial = c * powers_x[i] * powers_y[j]
-        total = total + (monomial * r**k if k else monomial)
-    return total
-
-
-def _powers(x, highest: int) -> list:
-    powers = [1.0]
-    for _ in range(highest):
-        powers.append(powers[-1] * x)
-    return powers
-
-
-@functools.cache
-def _derivatives(terms: tuple[Term, ...]) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
-    """Return the terms of d/dx and d/dy; d(r**k)/dx = k x r**(k - 2)."""
-    along_x = [(i - 1, j, k, c * i) for i, j, k, c in terms if i] + [(i + 1, j, k - 2, c * k) for i, j, k, c in terms if k]
-    along_y = [(i, j - 1, k, c * j) for i, j, k, c in terms if j] + [(i, j + 1, k - 2, c * k) for i, j, k, c in terms if k]
-    return tuple(along_x), tuple(along_y)
-
-
-def _with_identity(distortion) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
-    return ((1, 0, 0, 1.0), *distortion[0]), ((0, 1, 0, 1.0), *distortion[1])
-
-
 def _solve(polynomials, target_x, target_y, tolerance: float, xp: ModuleType) -> Pair:
     """Return (x, y) where the two polynomials equal the targets, by Newton's method from the targets."""
     x, y = target_x + 0.0, target_y + 0.0
@@ -234,33 +234,22 @@ def _solve(polynomials, target_x, target_y, tolerance: float, xp: ModuleType) ->
 
 
 def _newton_step(polynomials, x, y, target_x, target_y, xp: ModuleType) -> Pair:
-    miss_x = target_x - _polynomial(polynomials[0], x, y, xp)
-    miss_y = target_y - _polynomial(polynomials[1], x, y, xp)
-    (a, b), (c, d) = ([_polynomial(terms, x, y, xp) for terms in _derivatives(p)] for p in polynomials)
+    miss_x = target_x - evaluate(polynomials[0], x, y, xp)
+    miss_y = target_y - evaluate(polynomials[1], x, y, xp)
+    (a, b), (c, d) = ([evaluate(terms, x, y, xp) for terms in derivatives(p)] for p in polynomials)
     det = a * d - b * c
     det = xp.where(det != 0.0, det, xp.nan)
     return (d * miss_x - b * miss_y) / det, (a * miss_y - c * miss_x) / det
 
 
-def _substitute(distortion, linear) -> tuple[tuple[Term, ...], ...]:
-    """Re-expand the polynomials in new variables: L^-1 F(L z), where the old variables are L z."""
-    size = 1 + max((i + j for terms in distortion for i, j, _, _ in terms), default=0)
-    expanded = [np.zeros((size, size)), np.zeros((size, size))]
-    for total, terms in zip(expanded, distortion, strict=True):
-        for i, j, _, c in terms:
-            total += c * _expand(linear, i, j, size)
-    return tuple(_terms(plane) for plane in _apply(_inverse(linear), *expanded))
+def _conjugate(polynomials: Polynomials, linear) -> Polynomials:
+    """Return the polynomials in new variables on both sides: L^-1 F(L z), where the old variables are L z."""
+    return mix(_inverse(linear), substitute(polynomials, [(*row, 0.0) for row in linear]))
 
 
-def _expand(linear, i: int, j: int, size: int) -> np.ndarray:
-    """Return coefficients [p, q] of x**p y**q in (l00 x + l01 y)**i (l10 x + l11 y)**j."""
-    row = np.ones(1)  # coefficients by the power of y; the power of x is i + j - q
-    for factor in [linear[0]] * i + [linear[1]] * j:
-        row = np.convolve(row, factor)
-    plane = np.zeros((size, size))
-    plane[i + j - np.arange(i + j + 1), np.arange(i + j + 1)] = row
-    return plane
-
-
-def _terms(plane: np.ndarray) -> tuple[Term, ...]:
-    return tuple((int(i), int(j), 0, float(plane[i, j])) for i, j in zip(*np.nonzero(plane), strict=True))
+def _by_degree(polynomials: Polynomials):
+    """Return the constants (2,), the linear part 2 x 2, and the polynomials of the higher terms."""
+    found = [{(i, j): c for i, j, _, c in terms} for terms in polynomials]
+    constant, linear = ([tuple(f.get(p, 0.0) for p in powers) for f in found] for powers in ([(0, 0)], [(1, 0), (0, 1)]))
+    rest = tuple(tuple(term for term in terms if term[0] + term[1] > 1) for terms in polynomials)
+    return [c for (c,) in constant], tuple(linear), rest

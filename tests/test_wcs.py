@@ -11,6 +11,8 @@ from astropy.wcs import WCS, FITSFixedWarning
 from realdata import real_data
 
 from nightstream.errors import InputError
+from nightstream.kernels.distortion import Distortion
+from nightstream.kernels.polynomial import evaluate
 from nightstream.kernels.wcs import Wcs
 
 SIP_TERMS = (
@@ -105,6 +107,58 @@ def test_affine_map_moves_the_pixels_and_not_the_sky(kind):
     old_x, old_y = matrix @ np.stack([x, y, np.ones_like(x)])
     found = make(kind).with_affine(matrix).sky_from_pixel(x, y)
     assert separation_pix(*found, *make(kind).sky_from_pixel(old_x, old_y), make(kind)).max() < 1e-8
+
+
+DISTORTION = Distortion((1000.0, 2000.0), (1024.0, 2048.0), 3, (
+    ((0, 0, 0, 0.3), (1, 0, 0, -0.4), (2, 0, 0, 0.5), (3, 0, 0, 0.8), (1, 2, 0, 0.6)),
+    ((0, 1, 0, 0.2), (1, 1, 0, -0.3), (0, 3, 0, 0.7), (2, 1, 0, 0.6)),
+))  # fmt: skip
+
+
+def offsets(x, y):
+    """Return what DISTORTION adds, in pixels."""
+    return [evaluate(terms, x, y, np) for terms in DISTORTION.terms_about(0.0, 0.0)]
+
+
+@pytest.mark.parametrize("kind", ["TAN", "SIP", "TPV"])
+@pytest.mark.parametrize("crpix", [(1023.5, 2047.25), (-21000.0, 14000.0)])
+def test_distortion_is_added_to_the_pixels(kind, crpix):
+    """A pixel's new sky position is as many pixels from its old one as the polynomials say, wherever the reference point is."""
+    old = replace(make(kind), crpix=crpix)
+    x, y = grid()
+    found = old.offset_to_sky(x, y, *old.with_distortion(DISTORTION).sky_from_pixel(x, y))
+    # ra in degrees has eps * 360 deg = 1e-9 pixel
+    np.testing.assert_allclose(found, offsets(x, y), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["TAN", "SIP", "TPV"])
+@pytest.mark.parametrize("crpix", [(1023.5, 2047.25), (-21000.0, 14000.0)])
+def test_distorted_pixels_come_back(target, kind, crpix):
+    """The inverse of a corrected WCS is as good as that of any other."""
+    wcs = replace(make(kind), crpix=crpix).with_distortion(DISTORTION)
+    x, y = map(target.array, grid())
+    back = wcs.pixel_from_sky(*wcs.sky_from_pixel(x, y))
+    np.testing.assert_allclose([target.host(c) for c in back], list(grid()), rtol=0, atol=5e-9)
+
+
+def test_the_pixel_scale_is_that_of_the_detector():
+    """A cubic fitted far from the reference point does not change the scale by more than on the detector: 1 pixel in 1000."""
+    wcs = replace(make("TAN"), crpix=(-21000.0, 14000.0))
+    assert wcs.with_distortion(DISTORTION).pixel_scale_arcsec == pytest.approx(wcs.pixel_scale_arcsec, rel=1e-3)
+
+
+def test_affine_distortion_leaves_a_tan():
+    """Constant and linear terms go into CRPIX and CD."""
+    terms = tuple(tuple(t for t in one if t[0] + t[1] < 2) for one in DISTORTION.terms)
+    wcs = make("TAN").with_distortion(replace(DISTORTION, order=1, terms=terms))
+    assert wcs.kind == "TAN"
+    assert make("TAN").with_distortion(replace(DISTORTION, order=0, terms=((), ()))).crpix == make("TAN").crpix
+
+
+def test_offset_to_sky_is_nan_where_there_is_none():
+    """NaN and the far hemisphere have no offset."""
+    dx, dy = make("SIP").offset_to_sky([5.0, np.nan], [5.0, 1.0], [330.0, 150.0], [-2.0, 2.0])
+    assert np.isnan([dx, dy]).all()
 
 
 def test_orientation_of_tan():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
-from test_wcs import grid, make, oracle, separation_pix
+from test_wcs import DISTORTION, grid, make, oracle, separation_pix
 
 from nightstream.errors import InputError
 from nightstream.io.wcs_cards import card_text, wcs_from_header, wcs_to_cards, wcs_to_text
@@ -59,6 +59,21 @@ def test_cards_mean_the_same_to_astropy(kind):
     found = make(kind).sky_from_pixel(x, y)
     # astropy writes 12 significant digits of matrix and coefficients: 1e-11 * 5000 pixels
     assert separation_pix(*back.sky_from_pixel(x, y), *found, make(kind)).max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["TAN", "SIP", "TPV"])
+@pytest.mark.parametrize("crpix", [(1023.5, 2047.25), (-21000.0, 14000.0)])
+def test_cards_of_a_corrected_wcs_mean_the_same_to_astropy(kind, crpix):
+    """A WCS with a fitted distortion is written so that astropy agrees in both directions, and reads back as it was."""
+    wcs = replace(make(kind), crpix=crpix).with_distortion(DISTORTION)
+    header = fits.Header(wcs_to_cards(wcs))
+    x, y = grid()
+    sky = WCS(header).all_pix2world(x, y, 0)
+    assert separation_pix(*wcs.sky_from_pixel(x, y), *sky, wcs).max() < 1e-6
+    np.testing.assert_allclose(wcs.pixel_from_sky(*sky), (x, y), rtol=0, atol=1e-6)
+    back = WCS(header).all_world2pix(*wcs.sky_from_pixel(x, y), 0, tolerance=1e-6)
+    np.testing.assert_allclose(back, (x, y), rtol=0, atol=1e-4)
+    assert wcs_from_header(wcs_to_text(wcs)) == wcs
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from nightstream.kernels.wcs import Wcs
 AB_ZERO_NJY = 31.4  # AB magnitude of 1 nJy
 REPAIRED = MaskPlane.BAD | MaskPlane.SAT | MaskPlane.CR
 DETECTED = MaskPlane.DETECTED | MaskPlane.DETECTED_NEGATIVE
+SOURCES_MASKED = MaskPlane.unusable() | MaskPlane.VIGNETTED | DETECTED
 HARMLESS_FLAGS = ("ap_flux_flag", "psf_flux_flag_edge")  # a PSF fit cut by the border is unbiased
 MAG_PER_RELATIVE = 2.5 / np.log(10.0)
 
@@ -84,9 +85,14 @@ def characterize(
 def flatten_sky(pixels: MaskedImage, config: CharacterizeConfig):
     """Flag cosmic rays, repair bad pixels, subtract the sky; return the image and the sky that was subtracted.
 
-    The sky is fitted twice: once to find what stands above it, once without that.
+    The sky is fitted twice: by modes, to find what stands above it, then without that by the configured estimator.
     """
-    sky = fit_background(pixels.image, pixels.mask, bin_pix=config.background_bin_pix)
+    options = dict(
+        bin_pix=config.background_bin_pix, sigma_clip=config.background_clip_sigma,
+        iterations=config.background_clip_iterations, interpolation=config.background_interpolation,
+        order=config.background_polynomial_order,
+    )  # fmt: skip
+    sky = fit_background(pixels.image, pixels.mask, **options)
     image = pixels.image - sky
     rays = find_cosmic_rays(
         image,
@@ -100,7 +106,10 @@ def flatten_sky(pixels: MaskedImage, config: CharacterizeConfig):
     guess = PsfModel.gaussian(config.initial_fwhm_pix / FWHM_PER_SIGMA).coefficients[0]
     found = detect(image, mask, variance, array_module(image).asarray(guess), planes=MaskPlane.NO_DATA)
     mask = mark_detected(mask, found)
-    rest = fit_background(image, mask, bin_pix=config.background_bin_pix, planes=MaskPlane.unusable() | DETECTED)
+    rest = fit_background(
+        image, mask, planes=SOURCES_MASKED, estimator=config.background_estimator,
+        outlier_sigma=config.background_outlier_sigma, **options,
+    )  # fmt: skip
     return MaskedImage(image - rest, mask, variance), sky + rest
 
 

@@ -62,7 +62,17 @@ class CharacterizeConfig(Section):
     """Cosmic rays, background, PSF, registration, zero point."""
 
     initial_fwhm_pix: float = Field(4.0, gt=1.0)  # pixels; the guess that finds the first stars
-    background_bin_pix: int = Field(128, ge=16)  # pixels; side of a background bin
+    background_bin_pix: int = Field(128, ge=16, le=1024)  # pixels; side of a background bin
+    background_clip_sigma: float = Field(3.0, gt=1)  # sigma; pixels further from a bin's mean do not enter its level
+    background_clip_iterations: int = Field(20, ge=1)  # rounds of that clipping, fewer when nothing changes
+    # Level of a bin once sources are masked. The mean has half the noise of the mode and holds the light of undetected
+    # sources, which lies under measured sources too; the mode leaves more of that out, and is lower by Poisson skewness.
+    background_estimator: Literal["mean", "mode"] = "mean"
+    # Of a bin's error; bins further from the median of their 3 x 3 neighbours take it. 0: all do, which ties them together.
+    background_outlier_sigma: float = Field(3.0, ge=0)
+    # Surface through the bins: "spline" and "linear" follow each of them, "polynomial" is one smooth surface with less noise.
+    background_interpolation: Literal["spline", "linear", "polynomial"] = "spline"
+    background_polynomial_order: int = Field(2, ge=0, le=6)  # total degree of that; lowered when bins are few
     cosmic_ray_threshold: float = Field(5.0, gt=0)  # sigma of the Laplacian
     star_threshold: float = Field(5.0, gt=0)  # sigma; detection of stars on the visit image
     psf_size_pix: int = Field(25, ge=7)  # pixels, odd; width of the PSF image

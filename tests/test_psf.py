@@ -12,6 +12,8 @@ from nightstream.kernels.moments import gaussian_moments, gaussian_moments_refer
 from nightstream.kernels.psf import PsfModel
 from nightstream.kernels.psf_fit import fit_psf
 from nightstream.kernels.psf_stars import select_psf_stars
+from nightstream.kernels.psf_transform import warp_psf
+from nightstream.kernels.warp import grid_shape, warp
 
 
 def fitted(fwhm, per_side=6, snr=(200.0, 1000.0), seed=1):
@@ -183,3 +185,95 @@ def test_moments_agree_on_all_targets(target):
         found = gaussian_moments(*map(target.array, (field.image, mask, field.variance, x, y)))
     for name, values in expected.items():
         np.testing.assert_allclose(target.host(found[name]), values, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+STEP, WARPED_SHAPE = 16, (280, 260)
+
+
+def affine_grids(scale, angle_deg, shear):
+    """Maps of `WARPED_SHAPE` into an image of 400 pixels, middle to middle; the Jacobian."""
+    cos, sin = np.cos(np.deg2rad(angle_deg)), np.sin(np.deg2rad(angle_deg))
+    jacobian = scale * np.array([[cos, -sin], [sin, cos]]) @ np.array([[1, shear], [0, 1]])
+    rows, columns = grid_shape(WARPED_SHAPE, STEP)
+    y, x = np.mgrid[:rows, :columns] * float(STEP)
+    there = np.tensordot(jacobian, np.stack([x - 129.5, y - 139.5]), 1) + 199.5
+    return there[0], there[1], jacobian
+
+
+def warped_stars(map_x, map_y, jacobian, fwhm, order):
+    """Nine noise-free stars of flux 1e4 cut out at 25 pixels, seen through `warp`: image, x, y."""
+    x, y = (a.ravel() + np.random.default_rng(1).uniform(-3, 3, 9) for a in np.meshgrid(*[np.linspace(60, 200, 3)] * 2))
+    at_x, at_y = jacobian @ np.stack([x - 129.5, y - 139.5]) + 199.5
+    rows, columns = np.indices((400, 400))
+    image = np.zeros((400, 400), np.float32)
+    for a, b in zip(at_x, at_y, strict=True):
+        dx, dy = columns - np.rint(a), rows - np.rint(b)
+        image += 1e4 * moffat(columns - a, rows - b, fwhm) * (np.maximum(abs(dx), abs(dy)) <= 20)
+    planes = image, np.zeros(image.shape, np.int32), np.ones_like(image)
+    return warp(*planes, map_x, map_y, STEP, WARPED_SHAPE, order=order), x, y
+
+
+def wide_moffat(fwhm):
+    """A PSF of 41 pixels: its border has less than 0.1 % of the light beyond the 25 pixels of a usual one."""
+    offset = np.arange(41) - 20
+    return PsfModel.constant(moffat(offset[None], offset[:, None], fwhm))
+
+
+@pytest.mark.parametrize("order", [3, 5])
+@pytest.mark.parametrize(("scale", "angle", "shear"), [(1.3, 30, 0.0), (1 / 1.3, 30, 0.0), (1.0, 30, 0.05), (1.0, -100, 0.0)])
+def test_warped_psf_is_that_of_warped_stars(scale, angle, shear, order):
+    """Turned, scaled and sheared stars of FWHM 3.5 show the warped PSF to 1 % of its peak, their moments to 1 %.
+
+    Ripples of the two Lanczos kernels add: 0.3 % of the peak each, and twice that star by star.
+    """
+    map_x, map_y, jacobian = affine_grids(scale, angle, shear)
+    planes, x, y = warped_stars(map_x, map_y, jacobian, 3.5, order)
+    psf = warp_psf(wide_moffat(3.5), map_x, map_y, STEP, WARPED_SHAPE, order=order)
+    stamps, half = psf.stamps(x, y), psf.size // 2
+    cut = [planes[0][b - half : b + half + 1, a - half : a + half + 1] for a, b in np.rint(np.c_[x, y]).astype(int)]
+    stars = np.array([star / star.sum() for star in cut])
+    assert np.abs(stars - stamps).max() < 0.01 * stamps.max()
+    seen, drawn = gaussian_moments(*planes, x, y), moments_of_stamps(stamps, x - np.rint(x), y - np.rint(y))
+    assert np.mean(seen["sigma_pix"] ** 2 / drawn["sigma_pix"] ** 2) == pytest.approx(1, abs=0.01)
+    for name in ("e1", "e2"):
+        assert np.mean(seen[name] - drawn[name]) == pytest.approx(0, abs=0.001)
+
+
+def moments_of_stamps(stamps, dx, dy):
+    """Moments of unit-flux stamps with the source at dx, dy from the middle; they lie 2 widths apart in one image."""
+    n, size = len(stamps), stamps.shape[-1]
+    image = np.zeros((2 * size, 2 * size * n), np.float32)
+    for k, stamp in enumerate(stamps):
+        image[size // 2 : size // 2 + size, 2 * size * k + size // 2 : 2 * size * k + size // 2 + size] = stamp
+    middle = size // 2 + size // 2
+    planes = image, np.zeros(image.shape, np.int32), np.ones_like(image)
+    return gaussian_moments(*planes, 2 * size * np.arange(n) + middle + dx, middle + dy)
+
+
+def test_warped_psf_keeps_its_change_over_the_field():
+    """A width that grows linearly with x in the input grows along the mapped direction in the output, to a sub-pixel."""
+    narrow, wide = (PsfModel.gaussian(sigma).coefficients[0] for sigma in (1.5, 2.5))
+    psf = PsfModel(np.stack([(narrow + wide) / 2, (wide - narrow) / 2, 0 * narrow]), 1, 199.5, 199.5, 200, 200)
+    map_x, map_y, jacobian = affine_grids(1.0, 90, 0.0)
+    warped = warp_psf(psf, map_x, map_y, STEP, WARPED_SHAPE, order=3)
+    y = np.array([20.0, 139.5, 250.0])
+    expected = psf.fwhm_pix(199.5 - (y - 139.5), np.full(3, 199.5))
+    np.testing.assert_allclose(warped.fwhm_pix(np.full(3, 129.5), y), expected, atol=0.1)
+
+
+def test_warped_psf_is_the_same_on_all_targets(target):
+    """An array program: the same model to a few roundings."""
+    map_x, map_y, _ = affine_grids(1.1, 20, 0.02)
+    psf = PsfModel.gaussian(1.8)
+    expected = warp_psf(psf, map_x, map_y, STEP, WARPED_SHAPE).coefficients
+    with target.running():
+        found = warp_psf(PsfModel(target.array(psf.coefficients)), target.array(map_x), target.array(map_y), STEP, WARPED_SHAPE)
+        np.testing.assert_allclose(target.host(found.coefficients), expected, atol=1e-12)
+
+
+def test_a_map_that_is_not_finite_is_refused():
+    """A position off the projection has no PSF."""
+    map_x, map_y, _ = affine_grids(1.0, 0, 0.0)
+    map_x[0, 0] = np.nan
+    with pytest.raises(InputError, match="not finite everywhere"):
+        warp_psf(PsfModel.gaussian(1.8), map_x, map_y, STEP, WARPED_SHAPE)

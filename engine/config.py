@@ -108,6 +108,8 @@ class DifferenceConfig(Section):
     warp_order: int = Field(3, ge=3, le=5)  # lobes of the Lanczos window
     warp_step_pix: int = Field(16, ge=1)  # pixels between positions computed through the WCSs
     min_coverage: float = Field(0.1, ge=0, le=1)  # fraction of the science pixels the template must cover
+    high_variance_factor: float = Field(4.0, gt=1)  # times the warped template's median variance: HIGH_VARIANCE from there on
+    high_variance_bin_pix: int = Field(32, ge=1)  # pixels; side of the bins of that test
     convolve: Literal["auto", "template", "science"] = "auto"  # auto: the template unless the science is clearly sharper
     sharper_factor: float = Field(0.95, gt=0)  # science / template FWHM below which auto convolves the science
     kernel_size_pix: int | None = Field(None, ge=5)  # pixels, odd; None: from the two PSF sizes

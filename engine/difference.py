@@ -15,6 +15,7 @@ from nightstream.engine.config import DifferenceConfig
 from nightstream.engine.memory import to_host
 from nightstream.engine.values import Array, Exposure, MaskedImage, Template
 from nightstream.errors import UnprocessableError
+from nightstream.kernels.coadd import flag_high_variance
 from nightstream.kernels.convolution import convolve_tiles
 from nightstream.kernels.decorrelation import (
     DEFAULT_SKY_PLANES,
@@ -25,8 +26,9 @@ from nightstream.kernels.decorrelation import (
 )
 from nightstream.kernels.difference_background import fit_difference_background
 from nightstream.kernels.mask import MaskPlane
+from nightstream.kernels.psf import PsfModel
 from nightstream.kernels.psf_matching import MatchingKernel, fit_matching_kernel
-from nightstream.kernels.psf_transform import convolve_psf
+from nightstream.kernels.psf_transform import convolve_psf, warp_psf
 from nightstream.kernels.target import array_module
 from nightstream.kernels.warp import map_phases, noise_correlation, warp, warp_grid
 
@@ -41,7 +43,8 @@ class WarpedTemplate:
 
     pixels: MaskedImage
     noise_correlation: Array
-    fwhm_pix: float  # science pixels
+    psf: PsfModel  # in science pixels
+    fwhm_pix: float  # of that, in the middle
     coverage: float  # fraction of the science pixels that have template
 
 
@@ -80,7 +83,10 @@ def subtract(science: Exposure, template: Template, config: DifferenceConfig) ->
 
 
 def warp_template(science: Exposure, template: Template, config: DifferenceConfig) -> WarpedTemplate:
-    """Resample the template to the science grid, in science units; see `kernels.warp`."""
+    """Resample the template to the science grid, in science units; see `kernels.warp`.
+
+    HIGH_VARIANCE is set where the template has it, and where its warped variance is that of few visits.
+    """
     pixels, shape, step = template.pixels, science.pixels.shape, config.warp_step_pix
     xp = array_module(pixels.image)
     map_x, map_y = warp_grid(science.wcs, template.wcs, shape, step, xp=xp)
@@ -98,12 +104,15 @@ def warp_template(science: Exposure, template: Template, config: DifferenceConfi
     correlation = noise_correlation(
         config.warp_order, phase_x=phases[0], phase_y=phases[1], correlation=template.noise_correlation
     )
-    centre = [n / 2 for n in pixels.shape]
-    scale = template.wcs.pixel_scale_arcsec / science.wcs.pixel_scale_arcsec
+    mask = flag_high_variance(
+        _template_mask(mask), variance, factor=config.high_variance_factor, bin_pix=config.high_variance_bin_pix
+    )
+    psf = warp_psf(template.psf, map_x, map_y, step, shape, order=config.warp_order)
     return WarpedTemplate(
-        pixels=MaskedImage(image * unit, _template_mask(mask), variance * unit * unit),
+        pixels=MaskedImage(image * unit, mask, variance * unit * unit),
         noise_correlation=xp.asarray(correlation),
-        fwhm_pix=float(template.psf.fwhm_pix(centre[1], centre[0])[0]) * scale,
+        psf=psf,
+        fwhm_pix=float(psf.fwhm_pix(shape[1] / 2, shape[0] / 2)[0]),
         coverage=coverage,
     )
 

@@ -40,10 +40,11 @@ def warp_psf(psf: PsfModel, map_x, map_y, step, shape, *, order=3) -> PsfModel:
 
     ``map_x, map_y, step, shape`` are those given to `warp`: the local Jacobian of the map scales, turns and shears
     the PSF. The smoothing by the Lanczos kernel depends on where a source lies between the input's pixels; taken is
-    the mean over all such phases (a warp of one phase is within 0.7 % of the peak of it at FWHM 2.8). Stamps sum to 1 and cover about the sky area of the old ones, so their size follows
-    the scale. The product is sampled at up to 6 x 6 places and fitted by a polynomial in output pixels, of the PSF's
-    order and at least 2. Where the map leaves the area ``psf`` was fitted on, the PSF of its border counts: a
-    polynomial means nothing beyond. Raises InputError when the map is not finite.
+    the mean over all such phases (a warp of one phase is within 0.7 % of the peak of it at FWHM 2.8). Stamps sum to 1
+    and cover about the sky area of the old ones, so their size follows the scale. The product is sampled at up to 6 x
+    6 places and fitted by a polynomial in output pixels, of the PSF's order and at least 2. Where the map leaves the
+    area ``psf`` was fitted on, the PSF of its border counts: a polynomial means nothing beyond. Raises InputError
+    when the map is not finite.
     """
     xp = array_module(map_x)
     check_grid(map_x, map_y, step, shape)

@@ -71,7 +71,7 @@ def test_stars_agree_with_an_honest_model(field, fitted):
 
 def test_a_model_that_is_too_narrow_is_found_out(field):
     """Against a round Moffat of 0.9 times the central width stars have 1 / 0.81 of T, and more for their own widths, and
-    their ellipticity of 2 g. A tenth of the light of S/N 245 in 622 pixels left over is chi2 = 1 + 24.5^2 / 622 = 2. Pixels and the Gaussian weight make T less than square in the width."""
+    their ellipticity of 2 g. A tenth of the light of S/N 245 left in 622 pixels makes chi2 = 1 + 24.5^2 / 622 = 2."""
     offset = np.arange(25) - 12
     narrow = PsfModel.constant(moffat(offset[None], offset[:, None], 0.9 * fwhm_at(256, 256, 512, FWHM), 0.0, 0.0))
     found = validate_psf(narrow, *field[:3], field.x, field.y)

@@ -164,7 +164,7 @@ def test_selection_takes_stars_and_leaves_galaxies_and_pairs():
 @pytest.mark.parametrize(("n_stars", "n_galaxies"), [(250, 250), (60, 240)])
 def test_selection_is_pure_and_complete_among_galaxies_and_blends(n_stars, n_galaxies):
     """With as many galaxies as stars, or four times as many, and 60 close companions, 97 % of what is chosen are single
-    stars, and 80 % of the stars that are bright and alone are chosen; over four fields, 5 % rejected by 3 cuts at 3 sigma.
+    stars, and 80 % of the stars that are bright and alone are chosen; over four fields.
 
     For the 60 stars the purity may be lower by the Poisson error of what is allowed, 3 % of 140.
     """

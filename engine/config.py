@@ -62,7 +62,17 @@ class CharacterizeConfig(Section):
     """Cosmic rays, background, PSF, registration, zero point."""
 
     initial_fwhm_pix: float = Field(4.0, gt=1.0)  # pixels; the guess that finds the first stars
-    background_bin_pix: int = Field(128, ge=16)  # pixels; side of a background bin
+    background_bin_pix: int = Field(128, ge=16, le=1024)  # pixels; side of a background bin
+    background_clip_sigma: float = Field(3.0, gt=1)  # sigma; pixels further from a bin's mean do not enter its level
+    background_clip_iterations: int = Field(20, ge=1)  # rounds of that clipping, fewer when nothing changes
+    # Level of a bin once sources are masked. The mean has half the noise of the mode and holds the light of undetected
+    # sources, which lies under measured sources too; the mode leaves more of that out, and is lower by Poisson skewness.
+    background_estimator: Literal["mean", "mode"] = "mean"
+    # Of a bin's error; bins further from the median of their 3 x 3 neighbours take it. 0: all do, which ties them together.
+    background_outlier_sigma: float = Field(3.0, ge=0)
+    # Surface through the bins: "spline" and "linear" follow each of them, "polynomial" is one smooth surface with less noise.
+    background_interpolation: Literal["spline", "linear", "polynomial"] = "spline"
+    background_polynomial_order: int = Field(2, ge=0, le=6)  # total degree of that; lowered when bins are few
     cosmic_ray_threshold: float = Field(5.0, gt=0)  # sigma of the Laplacian
     star_threshold: float = Field(5.0, gt=0)  # sigma; detection of stars on the visit image
     psf_size_pix: int = Field(25, ge=7)  # pixels, odd; width of the PSF image
@@ -114,6 +124,8 @@ class DifferenceConfig(Section):
     warp_order: int = Field(3, ge=3, le=5)  # lobes of the Lanczos window
     warp_step_pix: int = Field(16, ge=1)  # pixels between positions computed through the WCSs
     min_coverage: float = Field(0.1, ge=0, le=1)  # fraction of the science pixels the template must cover
+    high_variance_factor: float = Field(4.0, gt=1)  # times the warped template's median variance: HIGH_VARIANCE from there on
+    high_variance_bin_pix: int = Field(32, ge=1)  # pixels; side of the bins of that test
     convolve: Literal["auto", "template", "science"] = "auto"  # auto: the template unless the science is clearly sharper
     sharper_factor: float = Field(0.95, gt=0)  # science / template FWHM below which auto convolves the science
     # What the kernel is made of: Gaussians times polynomials, or single pixels held smooth (slower, for odd PSFs).

@@ -15,13 +15,15 @@ from nightstream.engine.config import DifferenceConfig
 from nightstream.engine.memory import to_host
 from nightstream.engine.values import Array, Exposure, MaskedImage, Template
 from nightstream.errors import UnprocessableError
+from nightstream.kernels.coadd import flag_high_variance
 from nightstream.kernels.convolution import choose_tile, convolve_parts, convolve_plane
 from nightstream.kernels.decorrelation import DEFAULT_SKY_PLANES, decorrelate, decorrelation_kernels, tile_medians
 from nightstream.kernels.difference_background import fit_difference_background
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.mask_spreading import spread_mask
+from nightstream.kernels.psf import PsfModel
 from nightstream.kernels.psf_matching import MatchingKernel, fit_matching_kernel
-from nightstream.kernels.psf_transform import convolve_psf
+from nightstream.kernels.psf_transform import convolve_psf, warp_psf
 from nightstream.kernels.target import array_module
 from nightstream.kernels.warp import map_phases, noise_correlation, warp, warp_grid
 
@@ -36,7 +38,7 @@ class WarpedTemplate:
 
     pixels: MaskedImage
     noise_correlation: Array
-    fwhm_pix: float  # science pixels
+    psf: PsfModel  # in science pixels
     coverage: float  # fraction of the science pixels that have template
 
 
@@ -69,10 +71,9 @@ def subtract_aligned(science: Exposure, warped: WarpedTemplate, x, y, config: Di
 
     ``x, y`` are pixel positions of static sources to fit the kernel on, best ones first.
     """
-    science_fwhm = _fwhm(science)
-    convolves_science = _convolves_science(config, science_fwhm, warped.fwhm_pix)
-    pair = (science.pixels, warped.pixels) if convolves_science else (warped.pixels, science.pixels)
-    sizes = (science_fwhm, warped.fwhm_pix) if convolves_science else (warped.fwhm_pix, science_fwhm)
+    fwhm = _fwhm(science), _fwhm(warped)
+    convolves_science = _convolves_science(config, *fwhm)
+    pair, sizes = ((science.pixels, warped.pixels), fwhm) if convolves_science else ((warped.pixels, science.pixels), fwhm[::-1])
     kernel = _fit_kernel(pair, sizes, x, y, config)
     raw = _subtract_pair(pair, kernel, config)
     if convolves_science:
@@ -82,7 +83,10 @@ def subtract_aligned(science: Exposure, warped: WarpedTemplate, x, y, config: Di
 
 
 def warp_template(science: Exposure, template: Template, config: DifferenceConfig) -> WarpedTemplate:
-    """Resample the template to the science grid, in science units; see `kernels.warp`."""
+    """Resample the template to the science grid, in science units; see `kernels.warp`.
+
+    HIGH_VARIANCE is set where the template has it, and where its warped variance is that of few visits.
+    """
     pixels, shape, step = template.pixels, science.pixels.shape, config.warp_step_pix
     xp = array_module(pixels.image)
     map_x, map_y = warp_grid(science.wcs, template.wcs, shape, step, xp=xp)
@@ -100,12 +104,14 @@ def warp_template(science: Exposure, template: Template, config: DifferenceConfi
     correlation = noise_correlation(
         config.warp_order, phase_x=phases[0], phase_y=phases[1], correlation=template.noise_correlation
     )
-    centre = [n / 2 for n in pixels.shape]
-    scale = template.wcs.pixel_scale_arcsec / science.wcs.pixel_scale_arcsec
+    mask = flag_high_variance(
+        _template_mask(mask), variance, factor=config.high_variance_factor, bin_pix=config.high_variance_bin_pix
+    )
+    psf = warp_psf(template.psf, map_x, map_y, step, shape, order=config.warp_order)
     return WarpedTemplate(
-        pixels=MaskedImage(image * unit, _template_mask(mask), variance * unit * unit),
+        pixels=MaskedImage(image * unit, mask, variance * unit * unit),
         noise_correlation=xp.asarray(correlation),
-        fwhm_pix=float(template.psf.fwhm_pix(centre[1], centre[0])[0]) * scale,
+        psf=psf,
         coverage=coverage,
     )
 
@@ -209,7 +215,7 @@ def _finish(science, warped, raw, kernel, correlations, config) -> DifferenceRes
     """Decorrelate, attach the PSF, and report."""
     matched_psf = convolve_psf(science.psf, raw.kernels, raw.image.shape, raw.tile_pix) if raw.mirror else science.psf
     psf = matched_psf
-    diagnostics = dict(kernel.diagnostics, coverage=warped.coverage, template_fwhm_pix=warped.fwhm_pix)
+    diagnostics = dict(kernel.diagnostics, coverage=warped.coverage, template_fwhm_pix=_fwhm(warped))
     image, mask = raw.image, raw.mask
     if config.decorrelate:
         stamps = _decorrelation(raw, correlations)
@@ -272,7 +278,7 @@ def _convolves_science(config: DifferenceConfig, science_fwhm: float, template_f
     return config.convolve == "science"
 
 
-def _fwhm(exposure: Exposure) -> float:
+def _fwhm(exposure: Exposure | WarpedTemplate) -> float:
     ny, nx = exposure.pixels.shape
     return float(exposure.psf.fwhm_pix(nx / 2, ny / 2)[0])
 

@@ -17,14 +17,14 @@ from nightstream.kernels.background import BackgroundMesh, background_mesh
 from nightstream.kernels.detection import Detections, detect, mark_detected
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.moments import gaussian_moments
-from nightstream.kernels.psf import FWHM_PER_SIGMA, PsfModel, polynomial_terms
+from nightstream.kernels.psf import FWHM_PER_SIGMA, PsfModel
 from nightstream.kernels.psf_fit import fit_psf
-from nightstream.kernels.psf_matching import polynomial_image, unit_coordinates
-from nightstream.kernels.psf_stars import half_sample_mode, select_psf_stars
+from nightstream.kernels.psf_stars import densest_point, select_psf_stars
 from nightstream.kernels.target import array_module
 from nightstream.kernels.wcs import Wcs
 
-DETECTED = MaskPlane.DETECTED | MaskPlane.DETECTED_NEGATIVE
+OUTLIER_SIGMA = 3.0  # errors by which a bin of the sky may differ from its neighbours
+SIZE_WINDOW = 0.05  # in ln(size): the seeing is where most sources lie this close together
 SIZING_STARS = 300  # most sources whose sizes say what the FWHM is
 FAINT_SIGMA = 2.0  # of the sky: below it a pixel's excess is noise, and adds none to its variance
 PSF_WIDTH_FWHM = 6.0  # side of the PSF image in FWHMs
@@ -80,8 +80,8 @@ def prepare_image(reduced: ReducedImage, config: PrepareConfig) -> PreparedImage
     light = image - mesh.image()
     noise = mesh.noise_image() ** 2
     mask = mark_detected(mask, detect(light, mask, noise, _gaussian(guess, image)))
-    mesh = background_mesh(image, mask, bin_pix=config.background_bin_pix, planes=MaskPlane.unusable() | DETECTED)
-    sky = smooth_sky(mesh, config.sky_order)
+    mesh = background_mesh(image, mask, bin_pix=config.background_bin_pix, estimator="mean", outlier_sigma=OUTLIER_SIGMA)
+    sky = mesh.image("polynomial", order=config.sky_order)
     light = image - sky
     variance, scale = expected_variance(reduced, light, sky, mesh)
     pixels = MaskedImage(light, mask, variance)
@@ -144,7 +144,7 @@ def estimate_fwhm(image, mask, config: PrepareConfig) -> float:
         sigma = moments["sigma_pix"][good & xp.isfinite(moments["sigma_pix"])]
         if int(sigma.size) == 0:
             raise UnprocessableError(f"no source of S/N {config.sizing_snr:g} to measure the seeing on, among {len(found)} found")
-        fwhm = float(np.exp(half_sample_mode(xp.log(sigma)))) * FWHM_PER_SIGMA
+        fwhm = float(xp.exp(densest_point(xp.log(sigma)[:, None], SIZE_WINDOW)[0])) * FWHM_PER_SIGMA
     return fwhm
 
 
@@ -155,18 +155,6 @@ def _gaussian(fwhm_pix, image):
 
 def _psf_size(fwhm_pix) -> int:
     return int(np.clip(2 * int(np.ceil(PSF_WIDTH_FWHM * fwhm_pix / 2)) + 1, *PSF_SIZE_LIMITS))
-
-
-def smooth_sky(mesh: BackgroundMesh, order: int):
-    """Return the float32 image of a polynomial of ``order`` through the mesh's levels; lower when there are few bins."""
-    xp = array_module(mesh.level)
-    rows, columns = mesh.level.shape
-    order = min(order, rows - 1, columns - 1)
-    y, x = ((xp.arange(n) + 0.5) * size / n - 0.5 for n, size in zip(mesh.level.shape, mesh.shape, strict=True))
-    x, y = (a.ravel() for a in xp.meshgrid(x, y, indexing="xy"))
-    surface = lambda x, y: polynomial_terms(*unit_coordinates(x, y, mesh.shape, xp), order)  # noqa: E731
-    solution = xp.linalg.lstsq(surface(x, y), mesh.level.ravel(), rcond=None)[0]
-    return polynomial_image(lambda x, y: surface(x, y) @ solution, mesh.shape, xp)
 
 
 def expected_variance(reduced: ReducedImage, light, sky, mesh: BackgroundMesh):

@@ -32,10 +32,10 @@ def gaussian_moments(
     ``image``, ``variance`` float32, ``mask`` int32, all (ny, nx), background subtracted. Starts at
     ``sigma_pix`` pixels and repeats ``iterations`` times over the pixels within ``half_size``. Returns a
     dict of (n,) float64 columns: ``x, y`` (pixels), ``sigma_pix`` (of the Gaussian that would have these
-    moments), ``e1, e2`` (distortion from unweighted-equivalent second moments), ``flux`` and ``flux_err``
-    (unit of the image, of that Gaussian) and ``masked_fraction`` (share of the weight on pixels with
-    ``planes``, not finite, or off the image, which are skipped). A source that does not converge has NaN
-    everywhere. Weight matching as in Bernstein & Jarvis (2002), section 3, with a round weight.
+    moments), ``e1, e2`` (distortion of the weighted moments: half of the source's own where that is Gaussian and
+    small), ``flux`` and ``flux_err`` (unit of the image, of that Gaussian) and ``masked_fraction`` (share of the
+    weight on pixels with ``planes``, not finite, or off the image, which are skipped). A source that does not converge
+    has NaN everywhere. Weight matching as in Bernstein & Jarvis (2002), section 3, with a round weight.
     """
     xp = array_module(image)
     if image.shape != mask.shape or image.shape != variance.shape:

@@ -123,11 +123,11 @@ def unit_sum(stamps):
     return stamps / stamps.sum(axis=(1, 2), keepdims=True)
 
 
-def lanczos(distance):
-    """Return the Lanczos window sinc(t) sinc(t / 7) of ``distance`` in pixels, not normalised."""
+def lanczos(distance, order: int = LANCZOS_ORDER):
+    """Return the Lanczos window sinc(t) sinc(t / order) of ``distance`` in pixels, not normalised."""
     xp = array_module(distance)
-    inside = xp.abs(distance) < LANCZOS_ORDER
-    return xp.where(inside, xp.sinc(distance) * xp.sinc(distance / LANCZOS_ORDER), 0.0)
+    inside = xp.abs(distance) < order
+    return xp.where(inside, xp.sinc(distance) * xp.sinc(distance / order), 0.0)
 
 
 def shift_matrices(shift, size: int):

@@ -1,6 +1,8 @@
-"""Choose the stars that a PSF may be fitted to: bright, alone, clean and of the common size."""
+"""Choose the stars that a PSF may be fitted to: bright, alone, clean and of the common size and shape."""
 
 from __future__ import annotations
+
+import numpy as np
 
 from nightstream.errors import UnprocessableError
 from nightstream.kernels.mask import MaskPlane
@@ -11,7 +13,13 @@ from nightstream.kernels.target import array_module
 DEFAULT_PLANES = MaskPlane.BAD | MaskPlane.SAT | MaskPlane.CR | MaskPlane.NO_DATA | MaskPlane.SUSPECT
 MAX_MASKED_FRACTION = 0.02  # of the Gaussian weight on a star
 NEIGHBOUR_PEAK = 0.03  # a neighbour inside the isolation radius may have this fraction of a star's peak
-SIZE_WINDOW = 0.15  # half width of the first cut in ln(size) around the most common size
+# Widths, in ln(size) and ellipticity, of the window that closes in on the locus, and the locus' order in position then.
+LOCUS_STEPS = ((0.06, 0), (0.06, 1), (0.04, 2), (0.03, 2), (0.02, 2), (0.02, 2))
+SOURCES_PER_TERM = 4  # fewer candidates than this lower that order
+TILT_PRIOR = 0.01  # 1 sigma of the locus' slope with ln(flux): brighter-fatter, linearity
+LOCUS_FLOOR = 0.005  # scatter of stars about the locus besides noise
+SIZE_ERROR, SHAPE_ERROR = 1.1, 0.75  # of ln(size) and of e1, e2, times S/N; Gaussian moments of Moffat profiles
+CLIP_SIGMA = 3.0
 
 
 def select_psf_stars(
@@ -31,9 +39,9 @@ def select_psf_stars(
 
     ``x, y`` are the peaks of *all* sources found: the others decide who is alone. Wanted: S/N of the
     Gaussian flux at least ``min_snr``, weight hardly masked, whole box of ``half_size`` inside the image,
-    no neighbour within ``isolation_pix`` pixels with more than 3 % of the peak, and a size on the stars'
-    locus: the most common ln(size), then a quadratic in position clipped at 3 robust sigma. At most
-    ``max_stars``. ``image`` is background subtracted. Raises `UnprocessableError` when none is left.
+    no neighbour within ``isolation_pix`` pixels with more than 3 % of the peak, and size and shape on the stars'
+    locus (`is_on_locus`). At most ``max_stars``. ``image`` is background subtracted. Raises `UnprocessableError` when
+    none is left.
     """
     xp = array_module(image)
     x, y = (xp.atleast_1d(xp.asarray(value, dtype=xp.float64)) for value in (x, y))
@@ -42,11 +50,11 @@ def select_psf_stars(
     index = xp.flatnonzero(is_clean(found, image.shape, half_size) & (snr >= min_snr))
     index = index[xp.argsort(-snr[index], kind="stable")][: 4 * max_stars]
     index = index[is_alone(image, x, y, index, isolation_pix)]
-    index = index[is_star_sized(found, index, image.shape)] if index.size else index
+    index = index[is_on_locus(found, index, image.shape)] if index.size else index
     if index.size == 0:
         raise UnprocessableError(
             f"no PSF star among {x.size} sources: {int((snr >= min_snr).sum())} have S/N >= {min_snr:g}, "
-            "none of them is unmasked, alone and of stellar size"
+            "none of them is unmasked, alone and of stellar size and shape"
         )
     return index[:max_stars]
 
@@ -75,28 +83,60 @@ def is_alone(image, x, y, index, isolation_pix):
     return ~rival.any(axis=1)
 
 
-def is_star_sized(found, index, shape):
-    """Return which of ``index`` lie on the locus of ln(size) that most of them share."""
+def is_on_locus(found, index, shape):
+    """Return which of ``index`` lie where stars do in ln(size), e1 and e2.
+
+    Stars of one place share all three, galaxies and blends scatter: the start is the densest point of the
+    candidates. From there the window closes (`LOCUS_STEPS`), while the locus becomes a quadratic in position with a
+    slope in ln(flux), held near 0 by `TILT_PRIOR`: stars that grow with flux a little (brighter-fatter) stay, those
+    that saturate or a run of galaxies do not carry it away. Last, what is 3 times its scatter away, in any of the
+    three, is left out; scatter is noise, `LOCUS_FLOOR` and what the sources inside show beyond that.
+    """
     xp = array_module(found["x"])
-    size = xp.log(found["sigma_pix"][index])
-    keep = xp.abs(size - half_sample_mode(size)) < SIZE_WINDOW
     ny, nx = shape
+    values = xp.stack([xp.log(found["sigma_pix"][index]), found["e1"][index], found["e2"][index]], axis=1)
+    flux = xp.log(found["flux"][index])
+    noise = (found["flux_err"][index] / found["flux"][index])[:, None] * xp.asarray([SIZE_ERROR, SHAPE_ERROR, SHAPE_ERROR])
     u, v = 2 * found["x"][index] / nx - 1, 2 * found["y"][index] / ny - 1
-    order = 2 if index.size >= 24 else 1 if index.size >= 12 else 0
-    design = polynomial_terms(u, v, order)
+    deviation = values - densest_point(values, LOCUS_STEPS[0][0])
+    for width, order in LOCUS_STEPS:
+        weight = xp.exp(-0.5 * (deviation**2 / (width**2 + noise**2)).sum(axis=1))
+        deviation = deviation_from_locus(values, noise, weight, locus_design(u, v, flux, order))
+    scatter = xp.sqrt(LOCUS_FLOOR**2 + noise**2)
+    keep = (xp.abs(deviation) <= CLIP_SIGMA * xp.sqrt(scatter**2 + LOCUS_STEPS[-1][0] ** 2)).all(axis=1)
     for _ in range(3):
-        locus = xp.linalg.lstsq(design[keep], size[keep], rcond=None)[0]
-        deviation = xp.abs(size - design @ locus)
-        keep = deviation <= xp.maximum(3 * 1.4826 * xp.median(deviation[keep]), 0.02)
+        pull = xp.abs(deviation_from_locus(values, noise, keep, locus_design(u, v, flux, order))) / scatter
+        unit = xp.maximum(1.4826 * xp.median(pull[keep], axis=0), 1.0) if bool(keep.any()) else 1.0
+        keep = (pull <= CLIP_SIGMA * unit).all(axis=1)
     return keep
 
 
-def half_sample_mode(values) -> float:
-    """Return the mode: repeatedly keep the half of the sorted sample that spans least (Bickel 2006)."""
+def densest_point(values, width):
+    """Return that row of ``values`` (n, k) with most neighbours in a Gaussian window of ``width``."""
     xp = array_module(values)
-    values = xp.sort(values)
-    while values.size > 3:
-        half = (values.size + 1) // 2
-        start = int(xp.argmin(values[half - 1 :] - values[: values.size - half + 1]))
-        values = values[start : start + half]
-    return float(xp.median(values))
+    distance = sum((column[:, None] - column[None, :]) ** 2 for column in values.T)
+    return values[int(xp.argmax(xp.exp(-0.5 * distance / width**2).sum(axis=1)))]
+
+
+def locus_design(u, v, flux, order):
+    """Return (n, terms): a polynomial of ``order`` in u, v, lowered for few sources, and last the slope in ``flux``."""
+    xp = array_module(u)
+    while order > 0 and SOURCES_PER_TERM * (order + 1) * (order + 2) // 2 > u.size:
+        order -= 1
+    return xp.concatenate([polynomial_terms(u, v, order), (flux - flux.mean())[:, None]], axis=1)
+
+
+def deviation_from_locus(values, noise, weight, design):
+    """Return ``values`` (n, k) minus the locus ``design`` (n, terms) that fits those of ``weight`` (n,) best.
+
+    The last term is held to 0 by `TILT_PRIOR`, the others by as little as keeps the fit regular.
+    """
+    xp = array_module(values)
+    stiffness = np.full(design.shape[1], 1e-3)
+    stiffness[-1] = TILT_PRIOR**-2.0
+    columns = []
+    for value, error in zip(values.T, noise.T, strict=True):
+        weighted = design * (weight / (LOCUS_FLOOR**2 + error**2))[:, None]
+        solution = xp.linalg.solve(weighted.T @ design + xp.diag(xp.asarray(stiffness)), weighted.T @ value)
+        columns.append(value - design @ solution)
+    return xp.stack(columns, axis=1)

@@ -47,7 +47,7 @@ static __device__ Sums bin_sums(const float* image, const int* mask, int planes,
 extern "C" __global__ void clip_bins(
     const float* __restrict__ image, const int* __restrict__ mask, double* __restrict__ level,
     double* __restrict__ noise, int* __restrict__ count, int ny, int nx, int n_y, int n_x, int planes,
-    int iterations, double sigma_clip)
+    int iterations, double sigma_clip, double median_weight)
 {
     __shared__ double totals[MAX_WIDTH], squares[MAX_WIDTH];
     __shared__ int numbers[MAX_WIDTH];
@@ -69,6 +69,11 @@ extern "C" __global__ void clip_bins(
     const long long out = (long long)bin_y * n_x + bin_x;
     if (threadIdx.x == 0) count[out] = kept;
     if (kept == 0) return;
+    if (threadIdx.x == 0) {
+        noise[out] = sigma;
+        level[out] = mean;
+    }
+    if (median_weight == 0.0) return;
     double below = low, above = high;
     for (int step = 0; step < MEDIAN_STEPS; ++step) {
         const double middle = 0.5 * (below + above);
@@ -81,6 +86,5 @@ extern "C" __global__ void clip_bins(
     if (threadIdx.x != 0) return;
     const double median = 0.5 * (below + above);
     const bool skewed = fabs(mean - median) >= SKEWED * sigma;
-    level[out] = skewed ? median : 2.5 * median - 1.5 * mean;
-    noise[out] = sigma;
+    level[out] = skewed ? median : median_weight * median + (1.0 - median_weight) * mean;
 }

@@ -131,7 +131,7 @@ class DifferenceConfig(Section):
     # What the kernel is made of: Gaussians times polynomials, or single pixels held smooth (slower, for odd PSFs).
     kernel_basis: Literal["gaussian", "delta"] = "gaussian"
     kernel_size_pix: int | None = Field(None, ge=5)  # pixels, odd; None: from the two PSF sizes
-    kernel_degrees: tuple[int, ...] = (4, 2, 2)  # polynomial degree that multiplies each Gaussian of the basis
+    kernel_degrees: tuple[int, ...] = (4, 2, 2, 2)  # polynomial degree that multiplies each Gaussian of the basis
     spatial_order: int | None = Field(None, ge=0, le=3)  # of the kernel over the detector; None: cross-validated
     background_order: int = Field(1, ge=0, le=3)  # of the difference background fitted with the kernel
     constant_scale: bool = True  # one photometric scale for the whole detector

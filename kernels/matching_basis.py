@@ -15,9 +15,10 @@ import numpy as np
 from nightstream.kernels.psf import FWHM_PER_SIGMA
 from nightstream.kernels.target import array_module
 
-COMPARABLE_SIGMAS = (0.7, 1.5, 3.0)  # pixels, for PSFs of nearly equal size
+COMPARABLE_SIGMAS = (0.7, 1.5, 3.0, 6.0)  # pixels, for PSFs of nearly equal size
 SMALLEST_SIGMA = 0.7
-SIZE_LIMITS = (21, 35)  # pixels, odd
+REACH_FWHM = 3.5  # half side of a kernel in FWHMs: a PSF with wings r^-6 leaves no more than 1e-3 of its light beyond
+SIZE_LIMITS = (21, 61)  # pixels, odd
 DELTA_SIZE_LIMITS = (13, 19)
 
 
@@ -49,10 +50,11 @@ class KernelBasis:
         return sum(d <= degree for d in self.degrees)
 
 
-def choose_sigmas(source_fwhm_pix: float, target_fwhm_pix: float, n: int = 3) -> tuple[float, ...]:
+def choose_sigmas(source_fwhm_pix: float, target_fwhm_pix: float, n: int = 4) -> tuple[float, ...]:
     """Return the widths of the Gaussians, pixels, each twice the one before, from the two PSF sizes.
 
-    The core of the kernel has sigma^2 = |target^2 - source^2|; where that is small, a fixed list.
+    The core of the kernel has sigma^2 = |target^2 - source^2|; where that is small, a fixed list. The first is half the
+    core's, the last is there for the wings, which two PSFs hardly ever share.
     """
     core = np.sqrt(abs(target_fwhm_pix**2 - source_fwhm_pix**2)) / FWHM_PER_SIGMA
     if core < SMALLEST_SIGMA:
@@ -61,16 +63,14 @@ def choose_sigmas(source_fwhm_pix: float, target_fwhm_pix: float, n: int = 3) ->
     return tuple(float(first * 2**i) for i in range(n))
 
 
-def choose_size(sigmas: tuple[float, ...]) -> int:
-    """Return the odd side of the kernel, 6 times the widest sigma within the limits."""
-    low, high = SIZE_LIMITS
-    return int(np.clip(2 * int(np.ceil(3 * max(sigmas))) + 1, low, high))
+def choose_size(fwhm_pix: float) -> int:
+    """Return the odd side of the kernel for a wider PSF of ``fwhm_pix``: 3.5 FWHMs each way, within the limits."""
+    return int(np.clip(2 * int(np.ceil(REACH_FWHM * fwhm_pix)) + 1, *SIZE_LIMITS))
 
 
 def choose_delta_size(sigmas: tuple[float, ...]) -> int:
-    """Return the odd side of a kernel of pixels: 7 times the middle sigma within the limits."""
-    low, high = DELTA_SIZE_LIMITS
-    return int(np.clip(2 * int(np.ceil(3.5 * sorted(sigmas)[len(sigmas) // 2])) + 1, low, high))
+    """Return the odd side of a kernel of pixels: 7 times the second of the sigmas that a Gaussian basis would have."""
+    return int(np.clip(2 * int(np.ceil(3.5 * sigmas[1])) + 1, *DELTA_SIZE_LIMITS))
 
 
 def gaussian_basis(sigmas, degrees, size, *, xp=np) -> KernelBasis:

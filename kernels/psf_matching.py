@@ -138,7 +138,7 @@ def _between(pixel, step, nodes, xp):
 
 
 def fit_matching_kernel(
-    source, target, x, y, *, source_fwhm_pix, target_fwhm_pix, basis="gaussian", size=None, degrees=(4, 2, 2),
+    source, target, x, y, *, source_fwhm_pix, target_fwhm_pix, basis="gaussian", size=None, degrees=(4, 2, 2, 2),
     spatial_order=None, background_order=1, constant_scale=True, stamp_pix=None, max_iterations=8, planes=None,
 ) -> MatchingKernel:  # fmt: skip
     """Fit the kernel that turns ``source`` into ``target`` on stamps around ``x, y``.
@@ -178,9 +178,9 @@ def choose_basis(kind: str, source_fwhm_pix, target_fwhm_pix, size, degrees, xp)
     """Return the basis of ``kind`` for PSFs of these sizes; raises InputError for an unknown kind."""
     sigmas = choose_sigmas(source_fwhm_pix, target_fwhm_pix, len(degrees))
     if kind == "gaussian":
-        return gaussian_basis(sigmas, degrees, size or choose_size(sigmas), xp=xp)
+        return gaussian_basis(sigmas, degrees, size or choose_size(max(source_fwhm_pix, target_fwhm_pix)), xp=xp)
     if kind == "delta":
-        return delta_basis(size or choose_delta_size(sigmas), xp=xp)
+        return delta_basis(size or choose_delta_size(choose_sigmas(source_fwhm_pix, target_fwhm_pix)), xp=xp)
     raise InputError(f"basis of the matching kernel must be 'gaussian' or 'delta', got {kind!r}")
 
 

@@ -184,13 +184,12 @@ def test_only_the_first_basis_function_has_a_sum():
     np.testing.assert_allclose(flat @ flat.T, np.eye(26), atol=1e-8)
 
 
-def test_sigmas_follow_the_psf_sizes():
-    """Equal PSFs get the fixed list; else each Gaussian is twice the one before and the size within
-    limits."""
-    assert choose_sigmas(4.0, 4.1) == (0.7, 1.5, 3.0)
+def test_sigmas_and_size_follow_the_psf_sizes():
+    """Equal PSFs get the fixed list; else each Gaussian is twice the one before. Sizes are odd and within limits."""
+    assert choose_sigmas(4.0, 4.1) == (0.7, 1.5, 3.0, 6.0)
     sigmas = choose_sigmas(3.0, 6.0)
     np.testing.assert_allclose(np.diff(np.log2(sigmas)), 1)
-    assert choose_size(sigmas) == 29 and choose_size((0.7, 1.5, 3.0)) == 21
+    assert [choose_size(f) for f in (2.0, 4.25, 6.0, 20.0)] == [21, 31, 43, 61]
 
 
 def test_without_usable_stars_the_error_counts():

@@ -142,8 +142,8 @@ class DifferenceConfig(Section):
     tile_pix: int | None = Field(None, ge=16)
     subtract_background: bool = True  # fit and subtract a smooth background of the difference
     difference_background_bin_pix: int = Field(64, ge=16)  # pixels; bins of that fit
-    # pixels; knots of the spline through the bins, which is as stiff as the bins themselves ask for
-    difference_background_knot_pix: int = Field(256, ge=32)
+    # pixels; knots of the spline through the bins, which is as stiff as the bins ask for; None: a tenth of the image
+    difference_background_knot_pix: int | None = Field(None, ge=32)
     decorrelate: bool = True  # whiten the noise
 
 

@@ -181,14 +181,12 @@ def convolve_image(source: MaskedImage, kernel: MatchingKernel, tile_pix: int) -
     """Return ``source`` convolved with ``kernel``: pixels without data stay NaN, those next to them are EDGE."""
     xp = array_module(source.image)
     kernels = kernel.tile_kernels(source.shape, tile_pix)
-    missing = xp.isnan(source.image) | ((source.mask & np.int32(MaskPlane.NO_DATA)) != 0)
-    image = convolve_parts(kernel.convolution_parts(xp.where(missing, xp.float32(0), source.image), tile_pix), tile_pix)
-    variance = convolve_plane(xp.nan_to_num(source.variance, nan=0.0), kernels**2, tile_pix)
-    mask = spread_mask(
-        xp.where(missing, source.mask | np.int32(MaskPlane.NO_DATA), source.mask), kernels, tile_pix, planes=SPREADING
-    )
-    nan = xp.float32(xp.nan)
-    return MaskedImage(xp.where(missing, nan, image), mask, xp.where(missing, nan, variance))
+    image = convolve_parts(kernel.convolution_parts(source.image, tile_pix), tile_pix)
+    variance = convolve_plane(source.variance, kernels**2, tile_pix)
+    missing = xp.isnan(source.image)
+    for plane in (image, variance):
+        xp.copyto(plane, xp.float32(xp.nan), where=missing)
+    return MaskedImage(image, spread_mask(source.mask, kernels, tile_pix, planes=SPREADING), variance)
 
 
 def _subtract_pair(pair, kernel: MatchingKernel, config: DifferenceConfig) -> _RawDifference:
@@ -196,17 +194,19 @@ def _subtract_pair(pair, kernel: MatchingKernel, config: DifferenceConfig) -> _R
     source, target = pair
     tile = config.tile_pix or choose_tile(target.shape)
     matched = convolve_image(source, kernel, tile)
-    image = target.image - matched.image - kernel.background_image(target.shape)
+    image = target.image - matched.image
     mask = target.mask | matched.mask
-    if config.subtract_background:
-        image = image - _remaining_background(image, mask, target.variance + matched.variance, config)
+    image -= _background(image, mask, target.variance + matched.variance, kernel, config)
     kernels = kernel.tile_kernels(target.shape, tile)
     return _RawDifference(image, mask, matched, target.variance, source.variance, kernels, tile)
 
 
-def _remaining_background(image, mask, variance, config: DifferenceConfig):
+def _background(image, mask, variance, kernel: MatchingKernel, config: DifferenceConfig):
+    """The sky that is left: the kernel fit's, from the stars' stamps, or a far better one from all empty pixels."""
+    if not config.subtract_background:
+        return kernel.background_image(image.shape)
     return fit_difference_background(
-        image, mask, variance, bin_pix=config.difference_background_bin_pix,
+        image, mask, variance, bin_pix=config.difference_background_bin_pix, start=kernel.background_at,
         knot_pix=config.difference_background_knot_pix, planes=DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE,
     )  # fmt: skip
 
@@ -225,8 +225,9 @@ def _finish(science, warped, raw, kernel, correlations, config) -> DifferenceRes
         psf = convolve_psf(psf, stamps.psi, image.shape, raw.tile_pix)
         diagnostics["decorrelation_truncation"] = stamps.truncation
     else:
-        variance = raw.fixed_variance + _convolved_variance(raw)
-    pixels = _blank_missing(image, mask, variance)
+        xp = array_module(image)
+        variance = xp.where(xp.isnan(image), xp.float32(xp.nan), raw.fixed_variance + _convolved_variance(raw))
+    pixels = MaskedImage(image, mask, variance)
     diagnostics["noise_ratio"] = _noise_ratio(pixels)
     diagnostics["convolved_science"] = float(raw.mirror)
     return DifferenceResult(
@@ -239,10 +240,9 @@ def _finish(science, warped, raw, kernel, correlations, config) -> DifferenceRes
 
 def _convolved_variance(raw: _RawDifference):
     """Variance that the convolved image brings into the difference before decorrelation."""
-    xp = array_module(raw.image)
     if not raw.mirror:
         return raw.matched.variance
-    return convolve_plane(xp.nan_to_num(raw.convolved_variance, nan=0.0), raw.kernels**2, raw.tile_pix)
+    return convolve_plane(raw.convolved_variance, raw.kernels**2, raw.tile_pix)
 
 
 def _decorrelation(raw: _RawDifference, correlations):
@@ -253,15 +253,6 @@ def _decorrelation(raw: _RawDifference, correlations):
     return decorrelation_kernels(
         raw.kernels, fixed, convolved, fixed_correlation=correlations[0], convolved_correlation=correlations[1]
     )
-
-
-def _blank_missing(image, mask, variance) -> MaskedImage:
-    """NaN in every plane, with NO_DATA, where any of them has no value."""
-    xp = array_module(image)
-    missing = xp.isnan(image) | xp.isnan(variance) | ((mask & np.int32(MaskPlane.NO_DATA)) != 0)
-    nan = xp.float32(xp.nan)
-    mask = xp.where(missing, mask | np.int32(MaskPlane.NO_DATA), mask)
-    return MaskedImage(xp.where(missing, nan, image), mask, xp.where(missing, nan, variance))
 
 
 def _template_mask(mask):

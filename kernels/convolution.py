@@ -22,7 +22,7 @@ class Part(NamedTuple):
     along y or x first: kernels that are gradients along that axis then make the kernel of each *source* pixel linear in
     its position."""
 
-    plane: Any  # (ny, nx), finite
+    plane: Any  # (ny, nx) float32; NaN counts as 0
     kernels: Any  # (tiles_y, tiles_x, k, k), k odd
     ramp: int | None = None
 
@@ -33,7 +33,7 @@ def choose_tile(shape) -> int:
 
 
 def convolve_plane(plane, kernels, tile_pix):
-    """Convolve one finite (ny, nx) plane with one kernel per tile (tiles_y, tiles_x, k, k); return float32."""
+    """Convolve one (ny, nx) plane, NaN counting as 0, with one kernel per tile (tiles_y, tiles_x, k, k); return float32."""
     return convolve_parts([Part(plane, kernels)], tile_pix)
 
 
@@ -86,6 +86,7 @@ def _blocks(plane, row, columns, tile_pix, reach, size):
     band = xp.zeros((size, (columns - 1) * tile_pix + size), xp.float32)
     top, bottom, right = max(y0, 0), min(y0 + size, ny), min(nx, band.shape[1] - reach)
     band[top - y0 : bottom - y0, reach : reach + right] = plane[top:bottom, :right]
+    xp.copyto(band, xp.float32(0), where=xp.isnan(band))
     return xp.stack([band[:, i * tile_pix : i * tile_pix + size] for i in range(columns)])
 
 

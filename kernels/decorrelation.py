@@ -23,7 +23,7 @@ SIZES = tuple(range(7, 43, 2))  # sides a stamp may have
 LOST_SUM = 2e-3  # of psi's sum, which is 1, that may lie outside; spread evenly over the stamp
 LOST_POWER = 1e-4  # of psi's (or a variance kernel's) total that may lie outside its stamp
 DEFAULT_SKY_PLANES = MaskPlane.unusable() | MaskPlane.DETECTED | MaskPlane.DETECTED_NEGATIVE
-SAMPLE_STEP = 3  # every third pixel suffices for a median
+SAMPLE_STEP = 4  # every fourth row and column suffice for a median
 
 
 class DecorrelationKernels(NamedTuple):
@@ -67,24 +67,23 @@ def decorrelate(image, mask, fixed_variance, convolved_variance, stamps: Decorre
     ``fixed_variance`` and ``convolved_variance`` are the variance planes of the two inputs, pixel by pixel,
     in the units of the difference and before any convolution: sources and all. The result's variance is the
     sum of both, each spread with the square of all that was applied to it, so that it predicts the scatter of
-    every pixel. Pixels that are NaN or NO_DATA stay NaN with NO_DATA and count as 0 for their neighbours, which get
-    EDGE; so do missing variances. The mask as in `spread_mask`, with ``planes``.
+    every pixel. Pixels that are NaN (and NO_DATA in ``mask``) stay so and count as 0 for their neighbours,
+    which get EDGE; so do missing variances. The mask as in `spread_mask`, with ``planes``.
     """
     xp = array_module(image)
-    missing = xp.isnan(image) | ((mask & np.int32(MaskPlane.NO_DATA)) != 0)
-    white = convolve_plane(xp.where(missing, xp.float32(0), image), stamps.psi, tile_pix)
-    parts = [Part(xp.nan_to_num(plane, nan=0.0), kernels) for plane, kernels in (
-        (fixed_variance, stamps.fixed_variance), (convolved_variance, stamps.convolved_variance)
-    )]  # fmt: skip
-    variance = convolve_parts(parts, tile_pix)
-    mask = spread_mask(xp.where(missing, mask | np.int32(MaskPlane.NO_DATA), mask), stamps.psi, tile_pix, planes=planes)
-    nan = xp.float32(xp.nan)
-    return xp.where(missing, nan, white), mask, xp.where(missing, nan, variance)
+    white = convolve_plane(image, stamps.psi, tile_pix)
+    variance = convolve_parts(
+        [Part(fixed_variance, stamps.fixed_variance), Part(convolved_variance, stamps.convolved_variance)], tile_pix
+    )
+    missing = xp.isnan(image)
+    for plane in (white, variance):
+        xp.copyto(plane, xp.float32(xp.nan), where=missing)
+    return white, spread_mask(mask, stamps.psi, tile_pix, planes=planes), variance
 
 
 def tile_medians(plane, mask, tile_pix, *, planes) -> Any:
     """Median of ``plane`` over the unmasked pixels of every tile, (tiles_y, tiles_x) float64, from every
-    third row and column.
+    fourth row and column.
 
     A tile without such pixels gets the median of all tiles; 0 when there is none at all. ``planes`` are mask
     bits to leave out.

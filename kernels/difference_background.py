@@ -8,60 +8,121 @@ How stiff the spline is, the bins say themselves (marginal likelihood, `matching
 from __future__ import annotations
 
 import numpy as np
+from numba import prange
 from scipy.interpolate import BSpline
 
-from nightstream.kernels.convolution import tile_counts
+from nightstream.kernels.convolution import tile_centres, tile_counts
 from nightstream.kernels.matching_prior import Penalty, solve_shrunk
-from nightstream.kernels.target import array_module
+from nightstream.kernels.target import Launch, array_module, hot_loop
 
-CLIP_SIGMA = 4.0  # of pixels about the background of the round before, and of bins about the spline
+CLIP_SIGMA = 4.0  # of bins about the spline
+CLIP_VARIANCE = np.float32(16.0)  # 4 sigma, squared, of pixels about the background of the round before
+MAX_BIN_PIX = 1024  # one CUDA thread a column of a bin
 ROUNDS = 2
 DEGREE = 3
+SMALLEST_KNOT_PIX, MOST_INTERVALS = 256, 10
 MIN_BINS = 4  # along each axis; bins of small images are smaller
 TILT = 1e-4  # weight of first differences beside second ones: where bins leave a slope open, there is none
 
 
-def fit_difference_background(image, mask, variance, *, bin_pix, knot_pix, planes):
+def fit_difference_background(image, mask, variance, *, bin_pix, knot_pix=None, planes, start=None):
     """Return the background, float32 (ny, nx), of a difference image whose ``variance`` plane predicts its scatter.
 
     ``image`` and ``variance`` float32, ``mask`` int32. Pixels with ``planes``, NaN, or further than 4 sigma from the
-    background of the round before are left out of the means of bins of ``bin_pix`` pixels; a cubic spline with knots
-    ``knot_pix`` pixels apart is fitted to them, held to a plane by a prior on its second differences. Without any usable
-    pixel the background is 0.
+    background of the round before at their bin's centre are left out of the means of bins of ``bin_pix`` pixels; in the
+    first round that is ``start(x, y)``, by default 0. A cubic spline with knots ``knot_pix`` pixels apart (default: a
+    tenth of the image, at least 256) is fitted to the means, held to a plane by a prior on its second differences.
+    Without any usable pixel the background is 0.
     """
     xp = array_module(image)
-    bin_pix = max(1, min(bin_pix, min(image.shape) // MIN_BINS))
-    good = ((mask & np.int32(planes)) == 0) & xp.isfinite(image) & (variance > 0)
-    limit = CLIP_SIGMA * xp.sqrt(xp.where(good, variance, 0))
-    background = xp.zeros(image.shape, xp.float32)
+    bin_pix = max(1, min(bin_pix, min(image.shape) // MIN_BINS, MAX_BIN_PIX))
+    knot_pix = knot_pix or max(SMALLEST_KNOT_PIX, max(image.shape) // MOST_INTERVALS)
+    x, y = tile_centres(image.shape, bin_pix, xp=xp)
+    middle = xp.zeros(x.shape) if start is None else start(x.ravel(), y.ravel()).reshape(x.shape)
+    table = None
     for _ in range(ROUNDS):
-        inside = good & (xp.abs(image - background) <= limit)
-        count, total, noise = (_bin_sums(xp.where(inside, plane, 0), bin_pix) for plane in (xp.float32(1), image, variance))
+        count, total, noise = clipped_bin_sums(image, mask, variance, middle, bin_pix, planes)
         if not bool((count > 0).any()):
             break
         level, weight = total / xp.maximum(count, 1), xp.where(count > 0, count**2 / xp.maximum(noise, 1e-30), 0.0)
-        background = _fit_spline(level, weight, image.shape, bin_pix, knot_pix)
-    return background
+        table, middle = _fit_spline(level, weight, image.shape, bin_pix, knot_pix)
+    if table is None:
+        return xp.zeros(image.shape, xp.float32)
+    rows, columns = (xp.asarray(spline_design(np.arange(n), n, knot_pix), dtype=xp.float32) for n in image.shape)
+    return rows @ (table.astype(xp.float32) @ columns.T)
+
+
+def clipped_bin_sums(image, mask, variance, middle, bin_pix, planes):
+    """Return number, sum of values and sum of variances, float64 (rows, columns), of the usable pixels of bins of
+    ``bin_pix`` pixels: without ``planes``, finite, of positive variance and within 4 sigma of the bin's ``middle``
+    (rows, columns)."""
+    xp = array_module(image)
+    bins = tile_counts(image.shape, bin_pix)
+    count, total, noise = (xp.zeros(bins) for _ in range(3))
+    arrays = (
+        xp.ascontiguousarray(plane, dtype)
+        for plane, dtype in zip((image, mask, variance, middle), (xp.float32, xp.int32, xp.float32, xp.float32), strict=True)
+    )
+    sizes = (np.int32(n) for n in (int(planes), *image.shape, *bins, bin_pix))
+    sum_bins(Launch(bins[::-1], (-(-bin_pix // 32) * 32,)), *arrays, *sizes, count, total, noise)
+    return count, total, noise
+
+
+@hot_loop("difference_background")
+def sum_bins(image, mask, variance, middle, planes, ny, nx, rows, columns, bin_pix, count, total, noise):
+    """One bin a block. Sums run down columns, then across: one fixed order."""
+    for index in prange(rows * columns):
+        y0, x0 = index // columns * bin_pix, index % columns * bin_pix
+        height, width = min(bin_pix, ny - y0), min(bin_pix, nx - x0)
+        centre = middle[index // columns, index % columns]
+        counts, totals, noises = np.zeros(width), np.zeros(width), np.zeros(width)
+        for y in range(y0, y0 + height):
+            for x in range(width):
+                value, spread = image[y, x0 + x], variance[y, x0 + x]
+                rest = value - centre
+                inside = (mask[y, x0 + x] & planes) == 0 and spread > 0 and rest * rest <= CLIP_VARIANCE * spread
+                counts[x] += 1.0 if inside else 0.0
+                totals[x] += np.float64(value) if inside else 0.0
+                noises[x] += np.float64(spread) if inside else 0.0
+        for x in range(width):
+            count[index // columns, index % columns] += counts[x]
+            total[index // columns, index % columns] += totals[x]
+            noise[index // columns, index % columns] += noises[x]
+
+
+def sum_bins_reference(image, mask, variance, middle, bin_pix, planes):
+    """The definition of `clipped_bin_sums` in plain NumPy."""
+    ny, nx = image.shape
+    background = np.repeat(np.repeat(middle, bin_pix, 0), bin_pix, 1)[:ny, :nx]
+    with np.errstate(invalid="ignore"):
+        inside = ((mask & int(planes)) == 0) & (variance > 0) & ((image - background) ** 2 <= CLIP_VARIANCE * variance)
+    sums = []
+    for plane in (np.ones(image.shape), image, variance):
+        values = np.where(inside, plane, 0).astype(np.float64)
+        rows = np.add.reduceat(values, np.arange(0, image.shape[0], bin_pix), axis=0)
+        sums.append(np.add.reduceat(rows, np.arange(0, image.shape[1], bin_pix), axis=1))
+    return tuple(sums)
 
 
 def _fit_spline(level, weight, shape, bin_pix, knot_pix):
-    """Return the spline through ``level`` (rows, columns) with inverse variances ``weight``, as an image."""
+    """Return the coefficients (k, l) of the spline through ``level`` (rows, columns) with inverse variances ``weight``,
+    and its values at the bins' centres."""
     xp = array_module(level)
     centres = tuple(np.minimum((np.arange(n) + 0.5) * bin_pix - 0.5, s - 1.0) for n, s in zip(level.shape, shape, strict=True))
     down, along = (xp.asarray(spline_design(c, s, knot_pix)) for c, s in zip(centres, shape, strict=True))
     design = (down[:, None, :, None] * along[None, :, None, :]).reshape(level.size, -1)
     penalty = Penalty(xp.arange(design.shape[1]), xp.asarray(_roughness(down.shape[1], along.shape[1])))
-    level, weight = level.ravel(), weight.ravel()
+    values, weight = level.ravel(), weight.ravel()
+    strengths = None
     for _ in range(ROUNDS):
         weighted = design * weight[:, None]
         scale = float(xp.sqrt(1 / weight.max()))
-        solution = solve_shrunk(weighted.T @ design, weighted.T @ level, [penalty], scale=scale).mean
-        residual = xp.abs(level - design @ solution) * xp.sqrt(weight)
+        solution = solve_shrunk(weighted.T @ design, weighted.T @ values, [penalty], scale=scale, strengths=strengths)
+        strengths, fitted = solution.strengths, design @ solution.mean
+        residual = xp.abs(values - fitted) * xp.sqrt(weight)
         usual = xp.median(residual[weight > 0]) * 1.4826
         weight = xp.where(residual > CLIP_SIGMA * xp.maximum(usual, 1.0), 0.0, weight)
-    table = solution.reshape(down.shape[1], along.shape[1]).astype(xp.float32)
-    rows, columns = (xp.asarray(spline_design(np.arange(n), n, knot_pix), dtype=xp.float32) for n in shape)
-    return rows @ table @ columns.T
+    return solution.mean.reshape(down.shape[1], along.shape[1]), fitted.reshape(level.shape)
 
 
 def spline_design(position, n, knot_pix) -> np.ndarray:
@@ -80,12 +141,3 @@ def _roughness(rows, columns) -> np.ndarray:
         for n in (rows, columns)
     )
     return np.kron(along_rows, np.eye(columns)) + np.kron(np.eye(rows), along_columns)
-
-
-def _bin_sums(plane, bin_pix):
-    """Sums over bins, (rows, columns) float64."""
-    xp = array_module(plane)
-    rows, columns = tile_counts(plane.shape, bin_pix)
-    pad = tuple((0, n * bin_pix - s) for n, s in zip((rows, columns), plane.shape, strict=True))
-    tiles = xp.pad(plane, pad).reshape(rows, bin_pix, columns, bin_pix)
-    return tiles.sum(axis=(1, 3), dtype=xp.float64)

@@ -23,12 +23,12 @@ def spread_mask(mask, kernels, tile_pix, *, planes=ALL_PLANES):
     """
     xp = array_module(mask)
     check_tiles(mask.shape, kernels, tile_pix)
-    border = mask | xp.where((mask & _NO_DATA) != 0, _EDGE, np.int32(0))
-    spreading = border & np.int32(int(planes) & 0x7FFFFFFF & ~int(_NO_DATA) | int(_EDGE))
     out = xp.empty(mask.shape, xp.int32)
+    spreading = np.int32(int(planes) & 0x7FFFFFFF & ~int(_NO_DATA) | int(_EDGE))
     sizes = (np.int32(n) for n in (*mask.shape, kernels.shape[1], kernels.shape[3], tile_pix))
-    spread_tiles(Launch.over(mask.shape), spreading.astype(xp.int32), significant_taps(kernels), *sizes, out)
-    return out | mask
+    mask = xp.ascontiguousarray(mask, dtype=xp.int32)
+    spread_tiles(Launch.over(mask.shape), mask, significant_taps(kernels), spreading, *sizes, out)
+    return out
 
 
 def significant_taps(kernels):
@@ -39,45 +39,70 @@ def significant_taps(kernels):
 
 
 @device_function
-def _gather(plane, y0, x0, block, outside):
-    """Copy the block of ``plane`` that starts at (y0, x0) into ``block``; ``outside`` where there is no
-    plane."""
-    ny, nx = plane.shape
+def _is_clean(mask, y0, x0, size_y, size_x, planes):
+    """Is the block within the image and without anything that spreads; rows are OR-ed as wholes, which is fast."""
+    ny, nx = mask.shape
+    if y0 < 0 or x0 < 0 or y0 + size_y > ny or x0 + size_x > nx:
+        return False
+    bits = np.int32(0)
+    for y in range(y0, y0 + size_y):
+        for x in range(x0, x0 + size_x):
+            bits |= mask[y, x]
+    return bits & (planes | _NO_DATA) == 0
+
+
+@device_function
+def _gather(mask, y0, x0, planes, block, first, last):
+    """Copy what spreads of the block of ``mask`` that starts at (y0, x0), EDGE where there is no pixel; ``first`` and
+    ``last`` get the columns between which each row has any (last < first for none)."""
+    ny, nx = mask.shape
     for j in range(block.shape[0]):
+        first[j], last[j] = block.shape[1], -1
         for i in range(block.shape[1]):
             y, x = y0 + j, x0 + i
-            block[j, i] = plane[y, x] if 0 <= y < ny and 0 <= x < nx else outside
+            bits = mask[y, x] if 0 <= y < ny and 0 <= x < nx else _EDGE
+            if bits & _NO_DATA:
+                bits |= _EDGE
+            block[j, i] = bits & planes
+            if block[j, i] != 0:
+                first[j], last[j] = min(first[j], i), i
 
 
 @hot_loop("mask_spreading")
-def spread_tiles(mask, taps, ny, nx, tiles_x, k, tile_pix, out):
+def spread_tiles(mask, taps, planes, ny, nx, tiles_x, k, tile_pix, out):
     """OR the planes of every pixel within the significant taps; outside the image lies EDGE."""
     half = k // 2
     tiles = ((ny + tile_pix - 1) // tile_pix) * tiles_x
     for tile in prange(tiles):
-        ty, tx = tile // tiles_x, tile % tiles_x
-        height, width = min(tile_pix, ny - ty * tile_pix), min(tile_pix, nx - tx * tile_pix)
+        y0, x0 = tile // tiles_x * tile_pix, tile % tiles_x * tile_pix
+        height, width = min(tile_pix, ny - y0), min(tile_pix, nx - x0)
+        for y in range(y0, y0 + height):
+            for x in range(x0, x0 + width):
+                out[y, x] = mask[y, x]
+        if _is_clean(mask, y0 - half, x0 - half, height + k - 1, width + k - 1, planes):
+            continue
         block = np.empty((height + k - 1, width + k - 1), np.int32)
-        _gather(mask, ty * tile_pix - half, tx * tile_pix - half, block, _EDGE)
-        result = np.zeros((height, width), np.int32)
-        if block.any():
-            for y in range(height):
-                _or_rows(result[y], block, taps[ty, tx], y, width)
-        out[ty * tile_pix : ty * tile_pix + height, tx * tile_pix : tx * tile_pix + width] = result
+        first, last = np.empty(len(block), np.int32), np.empty(len(block), np.int32)
+        _gather(mask, y0 - half, x0 - half, planes, block, first, last)
+        tile_taps, tile_out = taps[y0 // tile_pix, x0 // tile_pix], out[y0:, x0:]
+        for source in range(len(block)):
+            if last[source] >= 0:
+                _or_row(block[source], first[source], last[source], source, tile_taps, height, width, tile_out)
 
 
 @device_function
-def _or_rows(row, block, taps, y, n):
+def _or_row(row, first, last, source, taps, height, width, out):
+    """Add one row of the block to all rows of the tile that its taps reach, only where the row has bits."""
     k = taps.shape[0]
     for j in range(k):
-        source = block[y + k - 1 - j]
-        if not source.any():
+        y = source - (k - 1) + j
+        if y < 0 or y >= height:
             continue
         for i in range(k):
             if taps[j, i] != 0:
-                shifted = source[k - 1 - i :]
-                for x in range(n):
-                    row[x] |= shifted[x]
+                shift = k - 1 - i
+                for x in range(max(first - shift, 0), min(last - shift + 1, width)):
+                    out[y, x] |= row[x + shift]
 
 
 def spread_mask_reference(mask, kernels, tile_pix, *, planes=ALL_PLANES) -> np.ndarray:

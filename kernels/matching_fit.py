@@ -23,7 +23,7 @@ FOLDS = 5
 MODEL_ERRORS = (0.02, 0.005, 0.001)  # of the model's signal, added to the noise in round 1, 2, 3 and later
 WORTH = 2.0  # gain in held-out chi^2 that a larger model must bring
 KERNEL_POWER = 0.06  # sum(K^2) of a typical matching kernel, enough for weights
-CHOOSING_ROUNDS = 3  # after which the model stays as it is; in the first, stars that changed still mislead
+CHOOSING_ROUNDS = (2, 3)  # in the first, stars that changed still mislead: the largest model, held by its priors, finds them
 
 
 class Candidate(NamedTuple):
@@ -92,11 +92,11 @@ def fit_stamps(stamps, u, v, basis: KernelBasis, candidates, *, constant_scale, 
     xp = array_module(stamps.target)
     terms = polynomial_terms(u, v, max(max(c.order, c.background_order) for c in candidates))
     used, bad = xp.ones(stamps.count, dtype=bool), xp.zeros(stamps.good.shape, dtype=bool)
-    fit, strengths = None, {}
+    fit, strengths, chosen, held_out = None, {}, candidates[-1], np.nan
     for round_ in range(1, max_iterations + 1):
         weights = xp.where(bad, 0.0, _weights(stamps, fit, MODEL_ERRORS[min(round_, len(MODEL_ERRORS)) - 1]))
         system = StampSystem.reduce(stamps, weights, terms)
-        if round_ <= CHOOSING_ROUNDS:
+        if round_ in CHOOSING_ROUNDS:
             chosen, held_out = _choose(system, used, basis, candidates, constant_scale, strengths)
         fit = _solve(system, used, basis, chosen, constant_scale, strengths.get(chosen))
         strengths[chosen], fit.held_out = fit.solution.strengths, held_out

@@ -55,8 +55,8 @@ def gather_stamps(source, target, x, y, basis: KernelBasis, inner: int, planes: 
     target_bad = _bad(target[0][cut], target[1][cut], planes)
     good = ~(target_bad | _under_kernel(source_bad, basis.size))
     keep = _usable(good, target_bad, source_bad[:, reach : reach + inner, reach : reach + inner], inner)
-    values = xp.where(source_bad, 0, source[0][outer])[keep].astype(xp.float64)
-    design = convolve_stamps(values, basis).reshape(len(values), len(basis), inner * inner)
+    values = xp.where(source_bad, 0, source[0][outer])[keep].astype(xp.float32)
+    design = convolve_stamps(values, basis).astype(xp.float64).reshape(len(values), len(basis), inner * inner)
     design = xp.concatenate([design, xp.ones((len(values), 1, inner * inner))], axis=1)
     good = good[keep]
     flat = [

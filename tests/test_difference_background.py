@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from nightstream.kernels.difference_background import fit_difference_background
+from nightstream.kernels.convolution import tile_counts
+from nightstream.kernels.difference_background import clipped_bin_sums, fit_difference_background, sum_bins_reference
 from nightstream.kernels.mask import MaskPlane
 
 SHAPE = (512, 600)
@@ -22,6 +23,19 @@ def noise(seed=1):
 
 def places():
     return np.mgrid[: SHAPE[0], : SHAPE[1]] / 512
+
+
+@pytest.mark.parametrize("shape, bin_pix", [((40, 50), 16), ((33, 70), 33), ((1, 1), 1), ((5, 130), 4)])
+def test_all_targets_sum_the_same_pixels(target, shape, bin_pix):
+    """Masked, missing and far-off pixels left out: counts equal, sums to float64 rounding."""
+    rng = np.random.default_rng(8)
+    image, variance = rng.normal(0, 2, shape).astype(np.float32), np.full(shape, 1, np.float32)
+    mask = (rng.random(shape) < 0.1).astype(np.int32) * int(MaskPlane.SAT)
+    image[rng.random(shape) < 0.1], variance[rng.random(shape) < 0.1] = np.nan, 0
+    middle = rng.normal(0, 1, tile_counts(shape, bin_pix)).astype(np.float32)
+    got = clipped_bin_sums(*(target.array(a) for a in (image, mask, variance, middle)), bin_pix, MaskPlane.SAT)
+    for one, wanted in zip(got, sum_bins_reference(image, mask, variance, middle, bin_pix, MaskPlane.SAT), strict=True):
+        np.testing.assert_allclose(target.host(one), wanted, rtol=1e-13, atol=1e-12)
 
 
 def test_a_flat_background_costs_no_more_than_a_plane(target):

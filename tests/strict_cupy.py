@@ -33,7 +33,7 @@ FUNCTIONS = {
     "cupyx.scipy.fft": "fft irfft2 next_fast_len rfft rfft2",
     "cupyx.scipy.ndimage": "binary_closing binary_dilation label median_filter uniform_filter uniform_filter1d",
 }
-METHODS = "all any argmin astype clip copy max mean min ravel reshape squeeze sum swapaxes transpose".split()
+METHODS = "all any argmin astype clip conj copy max mean min ravel reshape squeeze sum swapaxes transpose".split()
 PROPERTIES = "T flags imag nbytes ndim real shape size dtype".split()
 OPERATORS = "add sub mul truediv floordiv mod pow and or xor matmul lt le gt ge eq ne".split()
 UPLOADS = ("array", "asarray", "ascontiguousarray")

@@ -1,7 +1,7 @@
 """Proper image subtraction: the difference of two images that needs no fit and favours neither (Zackay, Ofek & Gal-Yam 2016).
 
 D = P_r * N - F P_n * R, divided in Fourier space by the root of its noise power s_n^2 |P_r|^2 + F^2 s_r^2 |P_n|^2
-(ApJ 830, 27, eq. 13), is white and sufficient for every later question; S = D correlated with D's PSF (eq. 12) is the most
+(ApJ 830, 27, eq. 13), is white and sufficient for every later question; S = D correlated with D's PSF (eq. 17) is the most
 powerful statistic for a point source, S_corr (eqs. 25-33) S in units of its scatter, sources' own noise included. Here
 everything varies over the detector: PSFs linearly within each tile, noise from tile to tile.
 
@@ -34,7 +34,7 @@ from nightstream.kernels.target import array_module, scipy_module
 SIZES = (21, 25, 31, 41)  # sides that the kernels may have
 STAR_RESIDUE = 1e-4  # of a static star's flux that cut kernels may leave in a pixel
 # PSF transforms below this are noise. There both PSFs get the same tiny delta function, so that D tends to N - F R and stays
-# white and bounded; a static star leaves less than a tenth of it.
+# white and bounded; a static star leaves less than a third of this.
 PSF_FLOOR = 3e-4
 LEAST_POWER = 0.01  # of the largest of a noise spectrum: smaller and negative values, which cut stamps have, count as this
 

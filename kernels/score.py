@@ -99,8 +99,8 @@ def score_kernels(
     response = mean_power(transfer(stamps).real * signal)
     stamps = stamps / response[..., None, None]
     passed = transfer(stamps)
-    variances = [variance_stamps(passed * t, s) for t, s in ((own.conj(), spectra[0]), (matching, spectra[1]))]
-    return ScoreKernels(xp.ascontiguousarray(stamps).astype(xp.float32), *variances, lost_power(image, size))
+    fixed, convolved = (variance_stamps(passed * t, s) for t, s in ((own.conj(), spectra[0]), (matching, spectra[1])))
+    return ScoreKernels(xp.ascontiguousarray(stamps).astype(xp.float32), fixed, convolved, lost_power(image, size))
 
 
 def score_from_difference(difference, mask, fixed_variance, convolved_variance, kernels: ScoreKernels, tile_pix) -> tuple:

@@ -97,10 +97,14 @@ def zogy_kernels(
     passed = transfer(science[0]), transfer(template[0])
     matched = transfer(response).conj()
     spectra = _correlations(science_correlation, template_correlation, xp)
-    variances = [variance_stamps(t, s) for t, s in zip(passed, spectra, strict=True)]
-    scores = [variance_stamps(t * matched, s) for t, s in zip(passed, spectra, strict=True)]
+    squares = [variance_stamps(t, s) for t, s in zip(passed, spectra, strict=True)]
+    squares += [variance_stamps(t * matched, s) for t, s in zip(passed, spectra, strict=True)]
     flipped = xp.ascontiguousarray(response[..., ::-1, ::-1]).astype(xp.float32)
-    return ZogyKernels(science, template, *variances, flipped, *scores, lost_power(both[0], size), residue)
+    return ZogyKernels(
+        science, template, science_variance=squares[0], template_variance=squares[1], matched_filter=flipped,
+        score_science_variance=squares[2], score_template_variance=squares[3],
+        truncation=lost_power(both[0], size), star_residue=residue,
+    )  # fmt: skip
 
 
 def subtract_proper(science, template, kernels: ZogyKernels, tile_pix, *, planes) -> ZogyDifference:

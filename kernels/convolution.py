@@ -122,6 +122,34 @@ def tile_centres(shape, tile_pix, *, xp=np) -> tuple:
     return xp.minimum(x, shape[1] - 1.0), xp.minimum(y, shape[0] - 1.0)
 
 
+def linear_kernels(kernel_at, shape, tile_pix, *, xp=np) -> tuple:
+    """Return kernels at the tiles' centres and, unless they are the same everywhere, their gradients along y and x, per pixel.
+
+    ``kernel_at(x, y)`` gives (n, ...) kernels at n positions, one a tile in raster order; each array returned is (tiles_y,
+    tiles_x, ...). Gradients are differences across the tile, within the image; for tiles whose centre lies outside the
+    image the kernel is extrapolated to it.
+    """
+    rows, columns = tile_counts(shape, tile_pix)
+    x, y = (c.ravel() for c in tile_centres(shape, tile_pix, xp=xp))
+    value, half = kernel_at(x, y), tile_pix / 2
+    wide = (slice(None),) + (None,) * (value.ndim - 1)
+    ends_y = xp.maximum(y - half, 0.0), xp.minimum(y + half, shape[0] - 1.0)
+    ends_x = xp.maximum(x - half, 0.0), xp.minimum(x + half, shape[1] - 1.0)
+    along_y = (kernel_at(x, ends_y[1]) - kernel_at(x, ends_y[0])) / xp.maximum(ends_y[1] - ends_y[0], 1.0)[wide]
+    along_x = (kernel_at(ends_x[1], y) - kernel_at(ends_x[0], y)) / xp.maximum(ends_x[1] - ends_x[0], 1.0)[wide]
+    centre = (tile_pix - 1) / 2
+    beyond_y = (xp.arange(rows)[:, None] * tile_pix + centre - y.reshape(rows, columns)).ravel()
+    beyond_x = (xp.arange(columns) * tile_pix + centre - x.reshape(rows, columns)).ravel()
+    value = value + beyond_y[wide] * along_y + beyond_x[wide] * along_x
+    varies = bool((along_y != 0).any()) or bool((along_x != 0).any())
+    return tuple(k.reshape(rows, columns, *k.shape[1:]) for k in ((value, along_y, along_x) if varies else (value,)))
+
+
+def linear_parts(plane, kernels: tuple) -> list[Part]:
+    """Return what `convolve_parts` needs to convolve ``plane`` with what `linear_kernels` returned."""
+    return [Part(plane, k, ramp) for k, ramp in zip(kernels, (None, 0, 1), strict=False)]
+
+
 def convolve_parts_reference(parts: list[Part], tile_pix: int) -> np.ndarray:
     """The definition of `convolve_parts`: one pixel after the other, float64."""
     out = np.zeros(parts[0].plane.shape)

@@ -14,14 +14,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nightstream.kernels.convolution import Part, convolve_parts, convolve_plane, tile_counts
+from nightstream.kernels.fourier_stamps import (
+    SIZES,
+    correlation_power,
+    crop,
+    enough,
+    lost_power,
+    power,
+    real_stamps,
+    transfer,
+    variance_stamps,
+)
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.mask_spreading import spread_mask
-from nightstream.kernels.target import array_module, scipy_module
+from nightstream.kernels.target import array_module
 
-GRID = 64  # pixels of the Fourier grid on which psi is made
-SIZES = tuple(range(7, 43, 2))  # sides a stamp may have
 LOST_SUM = 2e-3  # of psi's sum, which is 1, that may lie outside; spread evenly over the stamp
-LOST_POWER = 1e-4  # of psi's (or a variance kernel's) total that may lie outside its stamp
 DEFAULT_SKY_PLANES = MaskPlane.unusable() | MaskPlane.DETECTED | MaskPlane.DETECTED_NEGATIVE
 SAMPLE_STEP = 4  # every fourth row and column suffice for a median
 
@@ -47,18 +55,18 @@ def decorrelation_kernels(
     can have, counts as a hundredth of the largest.
     """
     xp = array_module(kernels)
-    transfer = _transfer(kernels)
-    power = _power(transfer) * _correlation_power(convolved_correlation, xp) * convolved_variance[..., None, None]
-    total = power + _correlation_power(fixed_correlation, xp) * fixed_variance[..., None, None]
+    matching = transfer(kernels)
+    convolved_power = power(matching) * correlation_power(convolved_correlation, xp) * convolved_variance[..., None, None]
+    total = convolved_power + correlation_power(fixed_correlation, xp) * fixed_variance[..., None, None]
     total = xp.maximum(total, 0.01 * total.max(axis=(2, 3), keepdims=True))
     psi = xp.sqrt(total[..., :1, :1] / total)
-    image = _real_stamps(psi)
-    stamps = _crop(image, size or max(_enough(image), _enough_sum(image)))
-    lost = 1 - (stamps**2).sum(axis=(2, 3)) / (image**2).sum(axis=(2, 3))
+    image = real_stamps(psi)
+    size = size or max(enough(image), _enough_sum(image))
+    stamps = crop(image, size)
     stamps = stamps + (1 - stamps.sum(axis=(2, 3), keepdims=True)) / stamps.shape[-1] ** 2
-    fixed = _variance_stamps(psi + 0j, _correlation_power(fixed_correlation, xp))
-    convolved = _variance_stamps(psi * transfer, _correlation_power(convolved_correlation, xp))
-    return DecorrelationKernels(stamps.astype(xp.float32), fixed, convolved, float(lost.max()))
+    fixed = variance_stamps(psi + 0j, correlation_power(fixed_correlation, xp))
+    convolved = variance_stamps(psi * matching, correlation_power(convolved_correlation, xp))
+    return DecorrelationKernels(stamps.astype(xp.float32), fixed, convolved, lost_power(image, size))
 
 
 def decorrelate(image, mask, fixed_variance, convolved_variance, stamps: DecorrelationKernels, tile_pix, *, planes) -> tuple:
@@ -102,62 +110,9 @@ def tile_medians(plane, mask, tile_pix, *, planes) -> Any:
     return xp.where(known, medians, usual).astype(xp.float64)
 
 
-def _transfer(kernels):
-    """Fourier transform of kernels, centre at the origin: (..., GRID, GRID // 2 + 1) complex128."""
-    xp = array_module(kernels)
-    k = kernels.shape[-1]
-    padded = xp.zeros((*kernels.shape[:-2], GRID, GRID))
-    padded[..., :k, :k] = kernels
-    return scipy_module(xp, "fft").rfft2(xp.roll(padded, (-(k // 2), -(k // 2)), axis=(-2, -1)))
-
-
-def _power(transfer):
-    return transfer.real**2 + transfer.imag**2
-
-
-def _correlation_power(stamp, xp):
-    """Power spectrum of a correlation stamp, unit mean, never negative; 1 for white noise."""
-    if stamp is None or stamp.shape[0] == 1:
-        return xp.ones((1, 1))
-    return xp.maximum(_transfer(xp.asarray(stamp)).real, 0.0)
-
-
-def _real_stamps(transfer):
-    xp = array_module(transfer)
-    image = scipy_module(xp, "fft").irfft2(transfer, s=(GRID, GRID))
-    return xp.fft.fftshift(image, axes=(-2, -1))
-
-
-def _variance_stamps(transfer, correlation_power):
-    """Squares of the real-space kernels, scaled to the power they let through from noise of that
-    correlation."""
-    xp = array_module(transfer)
-    image = _real_stamps(transfer)
-    spectrum = _power(transfer) * correlation_power
-    full = 2 * spectrum.sum(axis=(2, 3)) - spectrum[..., 0].sum(axis=2) - spectrum[..., -1].sum(axis=2)
-    through = full / GRID**2
-    squares = image**2
-    squares = _crop(squares, _enough(xp.sqrt(squares)))
-    return (squares * (through / squares.sum(axis=(2, 3)))[..., None, None]).astype(xp.float32)
-
-
-def _crop(image, size):
-    low = GRID // 2 - size // 2
-    return image[..., low : low + size, low : low + size]
-
-
-def _enough(image) -> int:
-    """Smallest side that keeps all but LOST_POWER of the sum of squares of every stamp."""
-    total = (image**2).sum(axis=(-2, -1))
-    for size in SIZES:
-        if bool((1 - (_crop(image, size) ** 2).sum(axis=(-2, -1)) / total < LOST_POWER).all()):
-            return size
-    return SIZES[-1]
-
-
 def _enough_sum(image) -> int:
     """Smallest side whose stamps all sum to 1 but for LOST_SUM."""
     for size in SIZES:
-        if bool((abs(1 - _crop(image, size).sum(axis=(-2, -1))) < LOST_SUM).all()):
+        if bool((abs(1 - crop(image, size).sum(axis=(-2, -1))) < LOST_SUM).all()):
             return size
     return SIZES[-1]

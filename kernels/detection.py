@@ -109,12 +109,24 @@ def detect(
     is the largest score of its sign within ``peak_radius_pix`` in x and y; of equal ones the first in raster
     order. ``polarity`` is "both" or "positive". An image without usable pixels gives no detections.
     """
-    xp = array_module(image)
+    score = score_image(image, mask, variance, psf_stamp, planes=planes)
+    grow_pix = _stamp_sigma(psf_stamp) if grow_pix is None else grow_pix
+    return detect_score(score, threshold=threshold, polarity=polarity, peak_radius_pix=peak_radius_pix, grow_pix=grow_pix)
+
+
+def detect_score(
+    score, *, grow_pix: int, threshold: float = 5.0, polarity: str = "both", peak_radius_pix: int = 2
+) -> Detections:  # fmt: skip
+    """Find point sources in a ready score image, (ny, nx) float32, as `detect` does in the one it makes.
+
+    ``score`` is the signal to noise of a point source at each pixel, finite, and 0 where none can be told; ``grow_pix``,
+    about one sigma of the PSF, joins the lobes of a dipole. An empty image or one of zeros gives no detections.
+    """
+    xp = array_module(score)
     if polarity not in ("both", "positive"):
         raise InputError(f"polarity must be 'both' or 'positive', got {polarity!r}")
-    score = score_image(image, mask, variance, psf_stamp, planes=planes)
     above = (xp.abs(score) if polarity == "both" else score) >= threshold
-    labels = _label(above, _stamp_sigma(psf_stamp) if grow_pix is None else grow_pix)
+    labels = _label(above, grow_pix)
     row, column = _peaks(score, above, peak_radius_pix)
     snr = score[row, column].astype(np.float64)
     footprint = labels[row, column]

@@ -31,6 +31,11 @@ def spread_mask(mask, kernels, tile_pix, *, planes=ALL_PLANES):
     return out
 
 
+def missing_pixels(image, mask):
+    """Return where nothing was measured: NaN or NO_DATA."""
+    return array_module(image).isnan(image) | ((mask & _NO_DATA) != 0)
+
+
 def significant_taps(kernels):
     """(tiles_y, tiles_x, k, k) uint8: 1 where |tap| > 1e-3 of the largest of its kernel."""
     xp = array_module(kernels)

@@ -10,6 +10,8 @@ from nightstream.kernels.convolution import (
     convolve_parts,
     convolve_parts_reference,
     convolve_plane,
+    linear_kernels,
+    linear_parts,
     tile_centres,
     tile_counts,
 )
@@ -67,6 +69,26 @@ def test_ramps_make_a_kernel_that_is_linear_in_the_source_position():
     got = convolve_parts([Part(image, value), Part(image, along_x, 1), Part(image, along_y, 0)], TILE)
     wanted = value[0, 0] + (27 - 23.5) * along_x[0, 0] + (21 - 23.5) * along_y[0, 0]
     np.testing.assert_allclose(got[18:25, 24:31], wanted, atol=tolerance(7))
+
+
+def test_linear_kernels_follow_the_source():
+    """Where a kernel is a linear function of the place, a point source anywhere comes out as the kernel of its own pixel,
+    in tiles that overhang the image too."""
+    shape, base = (40, 54), kernels_for((16, 16), 5)[0, 0].astype(float)
+    kernel_at = lambda x, y: base * (1 + x / 50 - y / 90)[:, None, None]  # noqa: E731
+    kernels = linear_kernels(kernel_at, shape, TILE)
+    for y, x in ((9, 20), (33, 45), (37, 51)):
+        image = np.zeros(shape, np.float32)
+        image[y, x] = 1
+        got = convolve_parts(linear_parts(image, kernels), TILE)[y - 2 : y + 3, x - 2 : x + 3]
+        wanted = base * (1 + x / 50 - y / 90)
+        np.testing.assert_allclose(got, wanted[: got.shape[0], : got.shape[1]], atol=tolerance(5))
+
+
+def test_constant_kernels_need_no_gradients():
+    """The same kernel at every place makes one part instead of three."""
+    kernels = linear_kernels(lambda x, y: np.ones((len(x), 3, 3)), (40, 54), TILE)
+    assert len(linear_parts(noise((40, 54)), kernels)) == 1
 
 
 def test_flux_is_multiplied_by_the_kernel_sum():

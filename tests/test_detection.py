@@ -1,11 +1,13 @@
 """Detection: score, false positives, footprints, peaks."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scenes import SIGMA, blank, flux_of_snr, gaussian_psf, lattice, noisy, stars
 
 from nightstream.errors import InputError
-from nightstream.kernels.detection import correlate_score_reference, detect, mark_detected, score_image
+from nightstream.kernels.detection import correlate_score_reference, detect, detect_score, mark_detected, score_image
 from nightstream.kernels.mask import MaskPlane
 
 STAMP = gaussian_psf().centred(0.0, 0.0)[0]
@@ -84,6 +86,18 @@ def test_stars_of_both_signs_are_found(target):
     np.testing.assert_array_equal(np.sign(found_snr[nearest]), sign)
     # peaks are biased high by noise (1 / snr) and low by pixel phase (1 %)
     assert abs(np.abs(found_snr).mean() - snr) < 4 / np.sqrt(x.size)
+
+
+def test_a_ready_score_gives_the_same_detections(target):
+    """`detect` is `detect_score` of `score_image`: every column has the same bits."""
+    image, mask, variance = blank(np.random.default_rng(16), (96, 96))
+    image += stars((96, 96), [30.0, 60.0], [30.0, 70.0], [400.0, -500.0]).astype(np.float32)
+    planes = [target.array(p) for p in (image, mask, variance)]
+    with target.running():
+        whole = detect(*planes, target.array(STAMP), grow_pix=2)
+        ready = detect_score(score_image(*planes, target.array(STAMP)), grow_pix=2)
+    for field in dataclasses.fields(whole):
+        np.testing.assert_array_equal(*(target.host(getattr(found, field.name)) for found in (whole, ready)))
 
 
 def test_positive_polarity_ignores_holes(target):

@@ -15,14 +15,14 @@ import numpy as np
 
 from nightstream.kernels.matching_basis import KernelBasis
 from nightstream.kernels.matching_clip import clip, model_errors
-from nightstream.kernels.matching_prior import Penalty, Solution, solve_shrunk
+from nightstream.kernels.matching_prior import Penalty, Solution, solve_shrunk, without_noise
 from nightstream.kernels.psf import polynomial_exponents, polynomial_terms
 from nightstream.kernels.target import array_module
 
 FOLDS = 5
 MODEL_ERRORS = (0.02, 0.005, 0.001)  # of the model's signal, added to the noise in round 1, 2, 3 and later
 WORTH = 2.0  # gain in held-out chi^2 that a larger model must bring
-KERNEL_POWER = 0.06  # sum(K^2) of a typical matching kernel, enough for weights
+KERNEL_POWER = 0.06  # sum(K^2) of a typical matching kernel, for the first round's weights
 CHOOSING_ROUNDS = (2, 3)  # in the first, stars that changed still mislead: the largest model, held by its priors, finds them
 
 
@@ -52,6 +52,7 @@ class StampFit:
     table: Any  # (n_basis + 1, terms) parameters, zero where the model has none; last row the background
     solution: Solution
     index: Any  # (p,) of each parameter in the flat table
+    power: float = KERNEL_POWER  # sum(K^2) of the kernel in the middle
     signal: Any = None  # (n, m) the model without its background
     residual: Any = None  # (n, m) target minus model
     used: Any = None  # (n,) bool
@@ -100,7 +101,7 @@ def fit_stamps(stamps, u, v, basis: KernelBasis, candidates, *, constant_scale, 
             chosen, held_out = _choose(system, used, basis, candidates, constant_scale, strengths)
         fit = _solve(system, used, basis, chosen, constant_scale, strengths.get(chosen))
         strengths[chosen], fit.held_out = fit.solution.strengths, held_out
-        _predict(fit, stamps, terms)
+        _predict(fit, stamps, terms, basis)
         honest = _weights(stamps, fit, 0.0)
         error = model_errors(stamps.design, xp.where(bad, 0.0, honest), fit.signal, terms, fit.index, fit.solution.covariance)
         verdict = clip(fit.residual, honest, bad, fit.signal, error, stamps.side, fwhm_pix, round_)
@@ -127,12 +128,13 @@ def _weights(stamps, fit: StampFit | None, model_error: float):
     """Inverse of the expected variance, 0 for bad pixels; ``model_error`` is a fraction of the model's signal."""
     xp = array_module(stamps.target)
     signal = stamps.design[:, 0] if fit is None else fit.signal
-    variance = _expected_variance(stamps, signal, 1.0 if fit is None else fit.scale)
+    variance = _expected_variance(stamps, signal, KERNEL_POWER if fit is None else fit.power)
     return xp.where(stamps.good, 1 / (variance + (model_error * signal) ** 2 + 1e-30), 0.0)
 
 
-def _expected_variance(stamps, signal, scale):
-    """Variance per stamp as a straight line in the model's signal, target's and source's together.
+def _expected_variance(stamps, signal, power):
+    """Variance per stamp as a straight line in the model's signal, target's and source's together; the kernel lets
+    through ``power``, sum(K^2), of the latter.
 
     The variance plane of a single exposure contains its pixel's noise; weighting by it pulls every fit low
     (by about 1 electron a pixel). The line, fitted per stamp to plane against model, carries none of the
@@ -141,7 +143,7 @@ def _expected_variance(stamps, signal, scale):
     xp = array_module(signal)
     count = xp.maximum(stamps.good.sum(1, keepdims=True), 1)
     mean = lambda a: xp.where(stamps.good, a, 0).sum(1, keepdims=True) / count  # noqa: E731
-    total = stamps.target_variance + KERNEL_POWER * scale**2 * stamps.source_variance
+    total = stamps.target_variance + power * stamps.source_variance
     spread = signal - mean(signal)
     slope = xp.maximum(mean(spread * total) / xp.maximum(mean(spread**2), 1e-30), 0)
     level = mean(total)
@@ -157,14 +159,17 @@ class StampSystem:
     scalar: Any  # (n,)
     pixels: Any  # (n,) with weight
     terms: Any  # (n, T)
+    noise: Any  # (n,) sum of weight times variance of the source
 
     @classmethod
     def reduce(cls, stamps, weights, terms) -> StampSystem:
+        """Sum over the pixels of every stamp."""
         xp = array_module(weights)
         weighted = stamps.design * weights[:, None, :]
         matrix = xp.matmul(weighted, stamps.design.transpose(0, 2, 1))
         vector = xp.matmul(weighted, stamps.target[:, :, None])[:, :, 0]
-        return cls(matrix, vector, (weights * stamps.target**2).sum(1), (weights > 0).sum(1), terms)
+        noise = (weights * stamps.source_variance).sum(1)
+        return cls(matrix, vector, (weights * stamps.target**2).sum(1), (weights > 0).sum(1), terms, noise)
 
     def summed(self, chosen):
         """Return the system summed over the ``chosen`` stamps: matrix (JT, JT), vector (JT,), scalar."""
@@ -175,6 +180,16 @@ class StampSystem:
         matrix = (self.matrix.reshape(len(terms), j * j).T @ pairs).reshape(j, j, t, t)
         vector = self.vector.T @ terms
         return matrix.transpose(0, 2, 1, 3).reshape(j * t, j * t), vector.reshape(j * t), xp.sum(self.scalar * chosen)
+
+    def summed_noise(self, chosen, basis: KernelBasis):
+        """Return what the source's noise adds to the summed matrix on average, (JT, JT): sum(w V p_s p_t) <B_i, B_j>."""
+        xp = array_module(self.matrix)
+        j, t = self.matrix.shape[1], self.terms.shape[1]
+        functions = basis.images.reshape(len(basis), -1)
+        overlap = xp.zeros((j, j))
+        overlap[: len(basis), : len(basis)] = functions @ functions.T
+        pairs = (self.terms * (self.noise * chosen)[:, None]).T @ self.terms
+        return (overlap[:, None, :, None] * pairs[None, :, None, :]).reshape(j * t, j * t)
 
 
 def _parameters(candidate: Candidate, functions: int, terms: int, constant_scale: bool) -> np.ndarray:
@@ -229,30 +244,35 @@ def _held_out_chi2(whole, part, index, prior) -> float:
     return float(part[2] - 2 * solution @ part[1][index] + solution @ part[0][rows] @ solution)
 
 
-def _shrunk(whole, system: StampSystem, basis, candidate: Candidate, constant_scale, strengths):
+def _shrunk(whole, system: StampSystem, basis, candidate: Candidate, constant_scale, strengths, noise=None):
     """Return the `Solution` for one candidate and the places (p,) of its parameters in the flat table."""
     xp = array_module(whole[0])
     j, t = system.matrix.shape[1], system.terms.shape[1]
     host = _parameters(candidate, j, t, constant_scale)
     index = xp.asarray(host)
-    matrix, vector = whole[0][index[:, None], index[None, :]], whole[1][index]
+    rows = index[:, None], index[None, :]
+    matrix, vector = whole[0][rows], whole[1][index]
     scale = abs(float(vector[0] / xp.maximum(matrix[0, 0], 1e-300))) or 1.0
+    if noise is not None:
+        matrix = without_noise(matrix, noise[rows])
     return solve_shrunk(matrix, vector, _penalties(basis, host, t, xp), scale=scale, strengths=strengths), index
 
 
 def _solve(system: StampSystem, used, basis, candidate: Candidate, constant_scale, strengths) -> StampFit:
     xp = array_module(used)
-    whole = system.summed(used.astype(xp.float64))
-    solution, index = _shrunk(whole, system, basis, candidate, constant_scale, strengths)
+    chosen = used.astype(xp.float64)
+    whole, noise = system.summed(chosen), system.summed_noise(chosen, basis)
+    solution, index = _shrunk(whole, system, basis, candidate, constant_scale, strengths, noise)
     j, t = system.matrix.shape[1], system.terms.shape[1]
     table = xp.zeros(j * t)
     table[index] = solution.mean
     return StampFit(candidate, table.reshape(j, t), solution, index)
 
 
-def _predict(fit: StampFit, stamps, terms) -> None:
-    """Set the model without its background, and target minus model, both (n, m)."""
+def _predict(fit: StampFit, stamps, terms, basis: KernelBasis) -> None:
+    """Set the model without its background and target minus model, both (n, m), and the kernel's power."""
     xp = array_module(terms)
     parameters = terms @ fit.table.T  # (n, J)
     fit.signal = xp.matmul(parameters[:, None, :-1], stamps.design[:, :-1])[:, 0]
     fit.residual = stamps.target - fit.signal - parameters[:, -1:]
+    fit.power = float((xp.tensordot(fit.table[:-1, 0], basis.images, 1) ** 2).sum())

@@ -89,3 +89,19 @@ def invert_positive(matrix):
     inverse = 0.5 * (inverse + inverse.T)
     condition = xp.abs(scaled).sum(axis=0).max() * xp.abs(inverse).sum(axis=0).max()
     return inverse * scale[:, None] * scale[None, :], condition
+
+
+def without_noise(matrix, noise):
+    """Return ``matrix`` (p, p) without the part that noise in the design added to it, ``noise`` (p, p).
+
+    Noise in what is fitted passes for signal that the solution must suppress, and makes it too small (errors in
+    variables; Fuller 1987, "Measurement error models", section 2.2). Directions in which noise is more than half of all
+    there is keep half: nothing would be left to stand on.
+    """
+    xp = array_module(matrix)
+    scale = 1 / xp.sqrt(xp.maximum(xp.diagonal(matrix), 1e-300))
+    lower = xp.linalg.cholesky(matrix * scale[:, None] * scale[None, :] + RIDGE * xp.eye(len(matrix)))
+    inverse = xp.linalg.inv(lower)
+    share, directions = xp.linalg.eigh(inverse @ (noise * scale[:, None] * scale[None, :]) @ inverse.T)
+    factor = lower @ directions / scale[:, None]
+    return (factor * xp.maximum(1 - share, 0.5)) @ factor.T

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nightstream.errors import InputError, UnprocessableError
-from nightstream.kernels.convolution import Part, tile_centres
+from nightstream.kernels.convolution import Part, linear_kernels, linear_parts, tile_centres
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.matching_basis import (
     KernelBasis,
@@ -27,7 +27,7 @@ from nightstream.kernels.matching_basis import (
 )
 from nightstream.kernels.matching_fit import Candidate, fit_stamps, order_of, term_count
 from nightstream.kernels.matching_stamps import gather_stamps
-from nightstream.kernels.psf import polynomial_exponents, polynomial_terms
+from nightstream.kernels.psf import polynomial_terms
 from nightstream.kernels.target import array_module
 
 
@@ -58,7 +58,8 @@ class MatchingKernel:
 
     def kernel_at(self, x, y):
         """Return (n, size, size) float64 kernels at pixel positions ``x, y``."""
-        return self._kernels(self._terms(x, y, self.coefficients.shape[1]))
+        terms = self._terms(x, y, self.coefficients.shape[1])
+        return (terms @ self.coefficients.T @ self.basis.reshape(len(self.basis), -1)).reshape(-1, *self.basis.shape[1:])
 
     def tile_kernels(self, shape, tile_pix):
         """Return (tiles_y, tiles_x, size, size) float32 kernels at the centres of the tiles of ``shape``."""
@@ -74,31 +75,8 @@ class MatchingKernel:
         within a tile: the kernel at the tile's centre and its two gradients.
         """
         xp = array_module(self.basis)
-        x, y = tile_centres(plane.shape, tile_pix, xp=xp)
-        rows, columns = x.shape
-        centre = (tile_pix - 1) / 2
-        beyond_x = (xp.arange(columns) * tile_pix + centre - x).ravel()
-        beyond_y = (xp.arange(rows)[:, None] * tile_pix + centre - y).ravel()
-        count = self.coefficients.shape[1]
-        along_x, along_y = (self._kernels(g) for g in self._gradients(x.ravel(), y.ravel(), count))
-        kernels = self.kernel_at(x.ravel(), y.ravel()) + beyond_x[:, None, None] * along_x + beyond_y[:, None, None] * along_y
-        shape = (rows, columns, self.size, self.size)
-        values, *slopes = (k.reshape(shape).astype(xp.float32) for k in (kernels, along_y, along_x))
-        return [Part(plane, values)] + [Part(plane, s, ramp) for ramp, s in enumerate(slopes) if count > 1]
-
-    def _kernels(self, terms):
-        """Kernels (n, size, size) of spatial ``terms`` (n, T)."""
-        return (terms @ self.coefficients.T @ self.basis.reshape(len(self.basis), -1)).reshape(-1, *self.basis.shape[1:])
-
-    def _gradients(self, x, y, count):
-        """Derivatives of the spatial terms along x and y, per pixel, each (n, T)."""
-        xp = array_module(self.basis)
-        u, v = unit_coordinates(x, y, self.shape, xp)
-        exponents = polynomial_exponents(order_of(count))
-        along_u = xp.stack([i * u ** max(i - 1, 0) * v**j for i, j in exponents], axis=1)
-        along_v = xp.stack([j * u**i * v ** max(j - 1, 0) for i, j in exponents], axis=1)
-        half_y, half_x = ((max(n, 2) - 1) / 2 for n in self.shape)
-        return along_u / half_x, along_v / half_y
+        kernels = linear_kernels(self.kernel_at, plane.shape, tile_pix, xp=xp)
+        return linear_parts(plane, tuple(k.astype(xp.float32) for k in kernels))
 
     def background_at(self, x, y):
         """Return the background (n,) float64 at pixel positions."""

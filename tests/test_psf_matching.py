@@ -162,6 +162,16 @@ def test_a_basis_of_pixels_finds_any_kernel():
     assert kernel.diagnostics["chi2_per_pixel_median"] == pytest.approx(1, abs=0.05)
 
 
+def test_a_noisy_source_does_not_make_the_kernel_small():
+    """Template as noisy as the science image: over eight fields the kernel sums to 1 within 5 standard errors; noise taken
+    for signal would make it 0.5 % low."""
+    sums = []
+    for seed in range(8):
+        source, target, x, y = scene(n=60, seed=seed, sigma_target=2.0, noise=(1.0, 1.0))
+        sums.append(fit(source, target, x, y, (1.6, 2.0)).kernel_sum)
+    assert np.mean(sums) == pytest.approx(1, abs=max(5 * np.std(sums) / np.sqrt(8), 1e-3))
+
+
 def test_stamps_that_overlap_are_used_once():
     """Of positions closer than the distance the first stays, wherever the others come in the list."""
     x, y = np.array([10.0, 12.0, 40.0, np.nan, 11.0, 55.0]), np.array([10.0, 11.0, 40.0, 3.0, 22.0, 41.0])

@@ -101,6 +101,20 @@ class PrepareConfig(Section):
     psf_max_stars: int = Field(200, ge=1)
 
 
+class AlignConfig(Section):
+    """Two reduced images on one grid."""
+
+    # auto: as they are where shape and WCS say that they are aligned, else warped by WCS and stars, or stars alone where a
+    # WCS is missing. none: as they are.
+    mode: Literal["auto", "none", "wcs", "stars"] = "auto"
+    same_grid_pix: float = Field(0.05, ge=0)  # pixels by which the two WCSs may differ on images that count as aligned
+    min_snr: float = Field(20.0, gt=0)  # of the stars that are matched
+    max_offset_pix: float | None = Field(None, gt=0)  # pixels; None: 30 with a WCS, the size of the image without
+    max_rotation_deg: float | None = Field(None, ge=0, le=180)  # degrees; None: 0.5 with a WCS, any without
+    tolerance_pix: float = Field(2.0, gt=0)  # pixels; distance of a star to its partner after the shift
+    distortion_order: int = Field(3, ge=1, le=3)  # highest order of the correction; what the stars do not need is not fitted
+
+
 class TemplateConfig(Section):
     """Coaddition of visit images."""
 
@@ -126,6 +140,8 @@ class DifferenceConfig(Section):
     min_coverage: float = Field(0.1, ge=0, le=1)  # fraction of the science pixels the template must cover
     high_variance_factor: float = Field(4.0, gt=1)  # times the warped template's median variance: HIGH_VARIANCE from there on
     high_variance_bin_pix: int = Field(32, ge=1)  # pixels; side of the bins of that test
+    # How: a kernel fitted to stars (Alard & Lupton), or proper subtraction from the two PSFs (Zackay, Ofek & Gal-Yam).
+    method: Literal["alard_lupton", "zogy"] = "alard_lupton"
     convolve: Literal["auto", "template", "science"] = "auto"  # auto: the template unless the science is clearly sharper
     sharper_factor: float = Field(0.95, gt=0)  # science / template FWHM below which auto convolves the science
     # What the kernel is made of: Gaussians times polynomials, or single pixels held smooth (slower, for odd PSFs).
@@ -145,6 +161,16 @@ class DifferenceConfig(Section):
     # pixels; knots of the spline through the bins, which is as stiff as the bins ask for; None: a tenth of the image
     difference_background_knot_pix: int | None = Field(None, ge=32)
     decorrelate: bool = True  # whiten the noise
+
+
+class SubtractConfig(Section):
+    """One reduced image minus another: what ``nightstream subtract`` does."""
+
+    prepare: PrepareConfig = Field(default_factory=PrepareConfig)
+    align: AlignConfig = Field(default_factory=AlignConfig)
+    # Not whitened unless asked: the difference then has the PSF of the science image.
+    difference: DifferenceConfig = Field(default_factory=lambda: DifferenceConfig(decorrelate=False))
+    score: bool = False  # also make a score image: the significance of a point source at every pixel
 
 
 class MeasureConfig(Section):

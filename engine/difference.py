@@ -13,7 +13,8 @@ import numpy as np
 
 from nightstream.engine.config import DifferenceConfig
 from nightstream.engine.memory import to_host
-from nightstream.engine.values import Array, Exposure, MaskedImage, Template
+from nightstream.engine.proper import subtract_properly
+from nightstream.engine.values import DifferenceResult, Exposure, MaskedImage, Template, WarpedTemplate
 from nightstream.errors import UnprocessableError
 from nightstream.kernels.coadd import flag_high_variance
 from nightstream.kernels.convolution import choose_tile, convolve_parts, convolve_plane
@@ -21,38 +22,15 @@ from nightstream.kernels.decorrelation import DEFAULT_SKY_PLANES, decorrelate, d
 from nightstream.kernels.difference_background import fit_difference_background
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.mask_spreading import spread_mask
-from nightstream.kernels.psf import PsfModel
 from nightstream.kernels.psf_matching import MatchingKernel, fit_matching_kernel
 from nightstream.kernels.psf_transform import convolve_psf, warp_psf
+from nightstream.kernels.sky_correlation import sky_correlation
 from nightstream.kernels.target import array_module
 from nightstream.kernels.warp import map_phases, noise_correlation, warp, warp_grid
 
 SPREADING = MaskPlane.BAD | MaskPlane.SAT | MaskPlane.NO_DATA | MaskPlane.EDGE | MaskPlane.SAT_TEMPLATE
 FROM_TEMPLATE = MaskPlane.NO_DATA | MaskPlane.BAD | MaskPlane.EDGE | MaskPlane.HIGH_VARIANCE
 MAX_PHASES = 4096  # pairs of sub-pixel phases that the noise correlation is averaged over
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WarpedTemplate:
-    """The template on the science grid and in science units, not yet convolved."""
-
-    pixels: MaskedImage
-    noise_correlation: Array
-    psf: PsfModel  # in science pixels
-    coverage: float  # fraction of the science pixels that have template
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DifferenceResult:
-    """``difference`` in science units, positive where the science image is brighter, with its own PSF.
-
-    ``matched_template`` is what was subtracted, in the same units: convolved unless the science image was.
-    """
-
-    difference: Exposure
-    matched_template: Exposure
-    kernel: MatchingKernel
-    diagnostics: dict[str, float]
 
 
 def subtract(science: Exposure, template: Template, config: DifferenceConfig) -> DifferenceResult:
@@ -71,15 +49,27 @@ def subtract_aligned(science: Exposure, warped: WarpedTemplate, x, y, config: Di
 
     ``x, y`` are pixel positions of static sources to fit the kernel on, best ones first.
     """
-    fwhm = _fwhm(science), _fwhm(warped)
+    if config.method == "zogy":
+        return with_noise_correlation(subtract_properly(science, warped, x, y, config))
+    fwhm = central_fwhm(science), central_fwhm(warped)
     convolves_science = _convolves_science(config, *fwhm)
     pair, sizes = ((science.pixels, warped.pixels), fwhm) if convolves_science else ((warped.pixels, science.pixels), fwhm[::-1])
-    kernel = _fit_kernel(pair, sizes, x, y, config)
+    kernel = fit_kernel(pair, sizes, x, y, config)
     raw = _subtract_pair(pair, kernel, config)
     if convolves_science:
         raw = raw.mirrored(warped.pixels, 1 / kernel.kernel_sum)
     correlations = (warped.noise_correlation, None) if convolves_science else (None, warped.noise_correlation)
-    return _finish(science, warped, raw, kernel, correlations, config)
+    return with_noise_correlation(_finish(science, warped, raw, kernel, correlations, config))
+
+
+def with_noise_correlation(result: DifferenceResult) -> DifferenceResult:
+    """Measure what neighbours of the difference still have in common, which its variance plane cannot say."""
+    pixels = result.difference.pixels
+    planes = DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE
+    stamp = sky_correlation(pixels.image, pixels.mask, pixels.variance, planes=planes)
+    middle = stamp.shape[0] // 2
+    lags = {"noise_correlation_x": float(stamp[middle, middle + 1]), "noise_correlation_y": float(stamp[middle + 1, middle])}
+    return replace(result, noise_correlation=stamp, diagnostics=result.diagnostics | lags)
 
 
 def warp_template(science: Exposure, template: Template, config: DifferenceConfig) -> WarpedTemplate:
@@ -105,7 +95,7 @@ def warp_template(science: Exposure, template: Template, config: DifferenceConfi
         config.warp_order, phase_x=phases[0], phase_y=phases[1], correlation=template.noise_correlation
     )
     mask = flag_high_variance(
-        _template_mask(mask), variance, factor=config.high_variance_factor, bin_pix=config.high_variance_bin_pix
+        template_mask(mask), variance, factor=config.high_variance_factor, bin_pix=config.high_variance_bin_pix
     )
     psf = warp_psf(template.psf, map_x, map_y, step, shape, order=config.warp_order)
     return WarpedTemplate(
@@ -125,7 +115,7 @@ def choose_stars(science: Exposure, template: Template, config: DifferenceConfig
     stars = {name: to_host(template.stars[name]) for name in ("ra", "dec", "psf_flux")}
     x, y = science.wcs.pixel_from_sky(stars["ra"], stars["dec"])
     ny, nx = science.pixels.shape
-    noise = np.sqrt(float(_sky_variance(science.pixels)) * np.pi * _fwhm(science) ** 2 / (2 * np.log(2)))
+    noise = np.sqrt(float(_sky_variance(science.pixels)) * np.pi * central_fwhm(science) ** 2 / (2 * np.log(2)))
     bright = stars["psf_flux"] / science.njy_per_unit > config.kernel_min_snr * noise
     index = np.flatnonzero(bright & (x > 0) & (x < nx - 1) & (y > 0) & (y < ny - 1))
     if index.size == 0:
@@ -167,7 +157,8 @@ class _RawDifference:
         )  # fmt: skip
 
 
-def _fit_kernel(pair, sizes, x, y, config: DifferenceConfig) -> MatchingKernel:
+def fit_kernel(pair, sizes, x, y, config: DifferenceConfig) -> MatchingKernel:
+    """Fit the kernel from the first to the second of a ``pair`` of `MaskedImage`, whose PSFs have FWHMs ``sizes``."""
     source, target = ((p.image, p.mask, p.variance) for p in pair)
     return fit_matching_kernel(
         source, target, x, y, source_fwhm_pix=sizes[0], target_fwhm_pix=sizes[1], basis=config.kernel_basis,
@@ -215,7 +206,7 @@ def _finish(science, warped, raw, kernel, correlations, config) -> DifferenceRes
     """Decorrelate, attach the PSF, and report."""
     matched_psf = convolve_psf(science.psf, raw.kernels, raw.image.shape, raw.tile_pix) if raw.mirror else science.psf
     psf = matched_psf
-    diagnostics = dict(kernel.diagnostics, coverage=warped.coverage, template_fwhm_pix=_fwhm(warped))
+    diagnostics = dict(kernel.diagnostics, coverage=warped.coverage, template_fwhm_pix=central_fwhm(warped))
     image, mask = raw.image, raw.mask
     if config.decorrelate:
         stamps = _decorrelation(raw, correlations)
@@ -255,7 +246,7 @@ def _decorrelation(raw: _RawDifference, correlations):
     )
 
 
-def _template_mask(mask):
+def template_mask(mask):
     """Template planes as the difference carries them: saturation under its own name, temporary planes
     dropped."""
     xp = array_module(mask)
@@ -269,7 +260,8 @@ def _convolves_science(config: DifferenceConfig, science_fwhm: float, template_f
     return config.convolve == "science"
 
 
-def _fwhm(exposure: Exposure | WarpedTemplate) -> float:
+def central_fwhm(exposure: Exposure | WarpedTemplate) -> float:
+    """Return the FWHM of the PSF in the middle of the image, pixels."""
     ny, nx = exposure.pixels.shape
     return float(exposure.psf.fwhm_pix(nx / 2, ny / 2)[0])
 

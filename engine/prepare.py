@@ -5,13 +5,12 @@ For images that other pipelines reduced. Raw frames go through `engine.isr` and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from nightstream.engine.config import PrepareConfig
-from nightstream.engine.memory import to_host
-from nightstream.engine.values import Array, Exposure, ExposureInfo, MaskedImage
+from nightstream.engine.values import Array, Exposure, MaskedImage, ReducedImage
 from nightstream.errors import InputError, UnprocessableError
 from nightstream.kernels.background import BackgroundMesh, background_mesh
 from nightstream.kernels.detection import Detections, detect, mark_detected
@@ -21,7 +20,6 @@ from nightstream.kernels.psf import FWHM_PER_SIGMA, PsfModel
 from nightstream.kernels.psf_fit import fit_psf
 from nightstream.kernels.psf_stars import densest_point, select_psf_stars
 from nightstream.kernels.target import array_module
-from nightstream.kernels.wcs import Wcs
 
 OUTLIER_SIGMA = 3.0  # errors by which a bin of the sky may differ from its neighbours
 SIZE_WINDOW = 0.05  # in ln(size): the seeing is where most sources lie this close together
@@ -29,29 +27,6 @@ SIZING_STARS = 300  # most sources whose sizes say what the FWHM is
 FAINT_SIGMA = 2.0  # of the sky: below it a pixel's excess is noise, and adds none to its variance
 PSF_WIDTH_FWHM = 6.0  # side of the PSF image in FWHMs
 PSF_SIZE_LIMITS = (25, 61)  # pixels, odd
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReducedImage:
-    """A reduced image as its owner has it: any unit, sky left in or not.
-
-    ``image`` (ny, nx) float32, NaN where there is no value; ``mask`` int32 (`MaskPlane`) or None; ``variance`` float32 in
-    the unit of the image squared, or None: it is then made of ``gain`` (electrons per unit; None: from the sky's own
-    scatter) and ``read_noise`` (electrons).
-    """
-
-    image: Array
-    mask: Array | None = None
-    variance: Array | None = None
-    gain: float | None = None
-    read_noise: float = 0.0
-    saturation: float | None = None  # unit of the image; pixels at or above it are SAT
-    wcs: Wcs | None = None
-    info: ExposureInfo = field(
-        default_factory=lambda: ExposureInfo(
-            visit=0, detector=0, camera="", kind="science", band="", exposure_time_s=0.0, dark_time_s=0.0, midpoint_mjd_tai=0.0
-        )
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,10 +160,3 @@ def _model_psf(pixels: MaskedImage, fwhm_pix: float, config: PrepareConfig) -> t
     )  # fmt: skip
     psf, used = fit_psf(*planes, peaks.x[chosen], peaks.y[chosen], size=size, order=config.psf_order)
     return psf, int(used.sum())
-
-
-def bright_positions(template: PreparedImage, science: PreparedImage, min_snr: float):
-    """Return x, y and S/N on the template (host) of its sources that have ``min_snr`` on the science image, one grid."""
-    found, score = template.found, science.found.score
-    good = (found.snr > 0) & (score[found.y.astype(np.int64), found.x.astype(np.int64)] >= min_snr)
-    return tuple(to_host(v[good]) for v in (found.x, found.y, found.snr))

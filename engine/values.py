@@ -8,6 +8,11 @@
 | MaskedImage    | kernels            | image, mask, variance                                              |
 | Exposure       | engine.characterize| a calibrated image with WCS, PSF and photometric calibration       |
 | Template       | engine.template    | an Exposure-like coadd with its stars and noise correlation        |
+| WarpedTemplate | engine.difference  | a template on the grid of a science image                          |
+| DifferenceResult | engine.difference | the difference, what was subtracted, the kernel, numbers          |
+| ReducedImage   | io                 | an image that another pipeline reduced, sky and all                |
+| ScoreImage     | engine.score_image | significance and flux of a point source at every pixel             |
+| Subtraction    | engine.subtraction | what became of a pair of reduced images                            |
 | Cutouts        | engine.cutouts     | stamps around every DIASource                                      |
 | DetectorProducts | engine.pipeline  | all that one detector of one visit yields                          |
 """
@@ -18,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nightstream.kernels.psf import PsfModel
+from nightstream.kernels.psf_matching import MatchingKernel
 from nightstream.kernels.wcs import Wcs
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -98,6 +104,81 @@ class Template:
     noise_correlation: Array  # (2r+1, 2r+1) autocorrelation of its noise, centre 1; a centred 1 for white noise
     stars: Table  # host: x, y, ra, dec, psf_flux (nJy), psf_flux_err of isolated stars, brightest first
     provenance: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarpedTemplate:
+    """The template on the science grid and in science units, not yet convolved."""
+
+    pixels: MaskedImage
+    noise_correlation: Array
+    psf: PsfModel  # in science pixels
+    coverage: float  # fraction of the science pixels that have template
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DifferenceResult:
+    """``difference`` in science units, positive where the science image is brighter, with its own PSF.
+
+    ``matched_template`` is what was subtracted, in the same units: convolved unless the science image was.
+    """
+
+    difference: Exposure
+    matched_template: Exposure
+    kernel: MatchingKernel | None  # None where nothing was fitted (proper subtraction)
+    diagnostics: dict[str, float]
+    noise_correlation: Array = None  # host (5, 5): measured on empty sky, centre 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReducedImage:
+    """A reduced image as its owner has it: any unit, sky left in or not.
+
+    ``image`` (ny, nx) float32, NaN where there is no value; ``mask`` int32 (`MaskPlane`) or None; ``variance`` float32 in
+    the unit of the image squared, or None: it is then made of ``gain`` (electrons per unit; None: from the sky's own
+    scatter) and ``read_noise`` (electrons).
+    """
+
+    image: Array
+    mask: Array | None = None
+    variance: Array | None = None
+    gain: float | None = None
+    read_noise: float = 0.0
+    saturation: float | None = None  # unit of the image; pixels at or above it are SAT
+    wcs: Wcs | None = None
+    info: ExposureInfo = field(
+        default_factory=lambda: ExposureInfo(
+            visit=0, detector=0, camera="", kind="science", band="", exposure_time_s=0.0, dark_time_s=0.0, midpoint_mjd_tai=0.0
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreImage:
+    """Planes (ny, nx): ``score`` in sigma, 0 where nothing can be told; ``flux`` and ``flux_err`` of a point source at
+    the pixel, science units, NaN without data; ``mask``."""
+
+    score: Array
+    flux: Array
+    flux_err: Array
+    mask: Array
+    diagnostics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subtraction:
+    """What became of a pair of images. All on the science grid, in science units."""
+
+    result: DifferenceResult
+    science: Exposure  # sky subtracted
+    template: WarpedTemplate  # on the science grid, in its own units, not convolved
+    score: ScoreImage | None
+    diagnostics: dict[str, float]
+
+    @property
+    def difference(self) -> Exposure:
+        """The difference with its mask, variance and PSF."""
+        return self.result.difference
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ def test_file_that_is_no_product_is_a_failure(tmp_path):
         ("engine: {isr: {colour: red}}", "colour"),
         ("engine: {isr: 3}", "engine.isr must hold settings, got 3"),
         ("engin: {}", "unknown section engin; there are engine, scheduler, alerts"),
-        ("- 1", "wanted the sections engine, scheduler, alerts"),
+        ("- 1", "wanted sections with settings, got list"),
         ("a: [", "not valid YAML"),
     ],
 )

@@ -175,6 +175,60 @@ def template(
 
 
 @app.command()
+def subtract(
+    science: Annotated[Path, typer.Argument(help="FITS image.", exists=True, dir_okay=False, show_default=False)],
+    template: Annotated[Path, typer.Argument(help="FITS image to subtract.", exists=True, dir_okay=False, show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="FITS file to write.")] = Path("difference.fits"),
+    picture: Annotated[
+        Path | None, typer.Option("--picture", "-p", help="PNG that says how good it is; by default next to the output.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file with sections prepare, align, difference.")] = None,
+    device: Device = DeviceName.AUTO,
+    gain: Annotated[
+        tuple[float, float], typer.Option(help="Electrons per unit, science and template; 0: header, else measured.")
+    ] = (0.0, 0.0),
+    read_noise: Annotated[tuple[float, float], typer.Option(help="Electrons, science and template; -1: header.")] = (-1.0, -1.0),
+    saturation: Annotated[tuple[float, float], typer.Option(help="Science and template, their units; 0: header.")] = (0.0, 0.0),
+    extension: Annotated[tuple[str, str], typer.Option(help="Name or number of the HDUs; '': first image.")] = ("", ""),
+    science_mask: Annotated[Path | None, typer.Option(help="FITS image, nonzero where bad.", exists=True)] = None,
+    template_mask: Annotated[Path | None, typer.Option(help="The same of the template.", exists=True)] = None,
+    science_variance: Annotated[Path | None, typer.Option(help="FITS image of the variance.", exists=True)] = None,
+    template_variance: Annotated[Path | None, typer.Option(help="The same of the template.", exists=True)] = None,
+    science_weight: Annotated[Path | None, typer.Option(help="FITS image of the inverse variance.", exists=True)] = None,
+    template_weight: Annotated[Path | None, typer.Option(help="The same of the template.", exists=True)] = None,
+    align: Annotated[str | None, typer.Option(help="auto, none, wcs or stars.")] = None,
+    method: Annotated[str | None, typer.Option(help="alard_lupton or zogy.")] = None,
+    basis: Annotated[str | None, typer.Option(help="gaussian or delta: what the kernel is made of.")] = None,
+    convolve: Annotated[str | None, typer.Option(help="auto, template or science.")] = None,
+    decorrelate: Annotated[
+        bool | None, typer.Option("--decorrelate/--no-decorrelate", help="White noise and a PSF of its own, or the science PSF.")
+    ] = None,
+    score: Annotated[bool | None, typer.Option("--score", help="Also the significance of a point source at every pixel.")] = None,
+) -> None:
+    """Subtract one reduced FITS image from another: aligned, or aligned here by WCS or stars."""
+    from nightstream.commands.subtract import SubtractOptions, plane_options, subtract_command
+
+    planes = (science_mask, science_variance, science_weight), (template_mask, template_variance, template_weight)
+    subtract_command(
+        SubtractOptions(
+            science=science,
+            template=template,
+            output=out,
+            picture=picture or out.with_suffix(".png"),
+            config=config,
+            device=device,
+            settings={
+                "": {"score": score},
+                "align": {"mode": align},
+                "difference": {"method": method, "kernel_basis": basis, "convolve": convolve, "decorrelate": decorrelate},
+            },
+            science_plane=plane_options(gain[0], read_noise[0], saturation[0], extension[0], *planes[0]),
+            template_plane=plane_options(gain[1], read_noise[1], saturation[1], extension[1], *planes[1]),
+        )
+    )
+
+
+@app.command()
 def export(product: Product, output: Annotated[Path, typer.Argument(help="FITS file to write.")]) -> None:
     """Write an HDF5 product as FITS that ds9 and TOPCAT open."""
     from nightstream.commands.look import export_command

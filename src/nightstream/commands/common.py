@@ -99,7 +99,7 @@ def _given(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _sections(path: Path | None) -> dict[str, dict]:
     """The sections of a configuration file; empty where there is none."""
-    tree = _read_yaml(path) if path is not None else {}
+    tree = read_yaml(path) if path is not None else {}
     unknown = sorted(set(map(str, tree)) - set(SECTIONS))
     if unknown:
         raise ConfigError(f"unknown section {', '.join(unknown)}; there are {', '.join(SECTIONS)}", path=str(path))
@@ -148,7 +148,8 @@ def choose_detectors(camera: RawCamera, wanted: list[int]) -> list[int]:
     return sorted(set(wanted)) or sorted(camera.detectors)
 
 
-def _read_yaml(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
+    """Return the settings in a YAML file. Raises ConfigError when it cannot be read or holds none."""
     import yaml
 
     try:
@@ -158,7 +159,7 @@ def _read_yaml(path: Path) -> dict:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}", path=str(path)) from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"wanted the sections {', '.join(SECTIONS)}", path=str(path))
+        raise ConfigError(f"wanted sections with settings, got {type(tree).__name__}", path=str(path))
     return tree
 
 

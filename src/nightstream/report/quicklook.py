@@ -26,6 +26,7 @@ MASK_COLOURS = {
     MaskPlane.DETECTED: "#2ca02c",
 }  # fmt: skip
 FOOTPRINTS = MaskPlane.DETECTED | MaskPlane.DETECTED_NEGATIVE
+NOTHING = MaskPlane(0)
 OVERLAY_ALPHA = 0.55
 PANEL_INCHES = 6.5
 MASK_PIX = 512  # longest side of a drawn mask
@@ -94,15 +95,20 @@ def save_panels(panels: list[Panel], out_png: str | Path, heading: str) -> Path:
     figure.suptitle(heading, fontsize=14, fontweight="bold")
     used: set[MaskPlane] = set()
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        _draw_image(axes, panel)
-        if panel.with_mask:
-            used |= _draw_mask(axes, np.asarray(panel.pixels.mask), with_detected=not panel.sources)
-        _draw_sources(axes, panel.sources)
-        axes.set_title(panel.title)
+        used |= draw_panel(axes, panel, hide=FOOTPRINTS if panel.sources else NOTHING)
     _draw_legend(figure, used)
     path = Path(out_png)
     figure.savefig(path, dpi=100)
     return path
+
+
+def draw_panel(axes, panel: Panel, *, hide: MaskPlane = NOTHING) -> set[MaskPlane]:
+    """Draw one panel and return the mask planes painted on it; planes in ``hide`` would cover what is to be seen."""
+    _draw_image(axes, panel)
+    used = _draw_mask(axes, np.asarray(panel.pixels.mask), hide) if panel.with_mask else set()
+    _draw_sources(axes, panel.sources)
+    axes.set_title(panel.title)
+    return used
 
 
 def _draw_image(axes, panel: Panel) -> None:
@@ -116,8 +122,8 @@ def _draw_image(axes, panel: Panel) -> None:
         axes.imshow(asinh_stretch(image, level, noise, top), origin="lower", cmap="gray_r", vmin=0.0, vmax=1.0)
 
 
-def _draw_mask(axes, mask: np.ndarray, *, with_detected: bool) -> set[MaskPlane]:
-    """Paint the coloured planes over the image; return those that occur. Footprints would hide circled sources."""
+def _draw_mask(axes, mask: np.ndarray, hide: MaskPlane) -> set[MaskPlane]:
+    """Paint the coloured planes but those in ``hide`` over the image; return those that occur."""
     from matplotlib.colors import to_rgb
 
     factor = -(-max(mask.shape) // MASK_PIX)
@@ -126,7 +132,7 @@ def _draw_mask(axes, mask: np.ndarray, *, with_detected: bool) -> set[MaskPlane]
     used = set()
     for plane, colour in MASK_COLOURS.items():
         here = (mask & int(plane)) != 0
-        if here.any() and (with_detected or plane not in FOOTPRINTS):
+        if here.any() and plane not in hide:
             used.add(plane)
             paint[here] = (*to_rgb(colour), OVERLAY_ALPHA)
     axes.imshow(

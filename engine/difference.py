@@ -25,11 +25,12 @@ from nightstream.kernels.mask_spreading import spread_mask
 from nightstream.kernels.psf_matching import MatchingKernel, fit_matching_kernel
 from nightstream.kernels.psf_transform import convolve_psf, warp_psf
 from nightstream.kernels.sky_correlation import sky_correlation
-from nightstream.kernels.target import array_module
+from nightstream.kernels.target import array_module, chunks, for_each
 from nightstream.kernels.warp import map_phases, noise_correlation, warp, warp_grid
 
 SPREADING = MaskPlane.BAD | MaskPlane.SAT | MaskPlane.NO_DATA | MaskPlane.EDGE | MaskPlane.SAT_TEMPLATE
 FROM_TEMPLATE = MaskPlane.NO_DATA | MaskPlane.BAD | MaskPlane.EDGE | MaskPlane.HIGH_VARIANCE
+ROWS_PER_CHUNK = 64  # that a thread works on at a time
 MAX_PHASES = 4096  # pairs of sub-pixel phases that the noise correlation is averaged over
 
 
@@ -170,13 +171,9 @@ def fit_kernel(pair, sizes, x, y, config: DifferenceConfig) -> MatchingKernel:
 
 def convolve_image(source: MaskedImage, kernel: MatchingKernel, tile_pix: int) -> MaskedImage:
     """Return ``source`` convolved with ``kernel``: pixels without data stay NaN, those next to them are EDGE."""
-    xp = array_module(source.image)
     kernels = kernel.tile_kernels(source.shape, tile_pix)
-    image = convolve_parts(kernel.convolution_parts(source.image, tile_pix), tile_pix)
-    variance = convolve_plane(source.variance, kernels**2, tile_pix)
-    missing = xp.isnan(source.image)
-    for plane in (image, variance):
-        xp.copyto(plane, xp.float32(xp.nan), where=missing)
+    image = convolve_parts(kernel.convolution_parts(source.image, tile_pix), tile_pix, missing=source.image)
+    variance = convolve_plane(source.variance, kernels**2, tile_pix, missing=source.image)
     return MaskedImage(image, spread_mask(source.mask, kernels, tile_pix, planes=SPREADING), variance)
 
 
@@ -185,21 +182,37 @@ def _subtract_pair(pair, kernel: MatchingKernel, config: DifferenceConfig) -> _R
     source, target = pair
     tile = config.tile_pix or choose_tile(target.shape)
     matched = convolve_image(source, kernel, tile)
-    image = target.image - matched.image
-    mask = target.mask | matched.mask
-    image -= _background(image, mask, target.variance + matched.variance, kernel, config)
+    difference = subtract_planes(target, matched)
+    _subtract_background(difference, kernel, config)
     kernels = kernel.tile_kernels(target.shape, tile)
-    return _RawDifference(image, mask, matched, target.variance, source.variance, kernels, tile)
+    return _RawDifference(difference.image, difference.mask, matched, target.variance, source.variance, kernels, tile)
 
 
-def _background(image, mask, variance, kernel: MatchingKernel, config: DifferenceConfig):
-    """The sky that is left: the kernel fit's, from the stars' stamps, or a far better one from all empty pixels."""
+def subtract_planes(target: MaskedImage, matched: MaskedImage) -> MaskedImage:
+    """Return ``target`` minus ``matched``, masks united and variances added."""
+    xp = array_module(target.image)
+    image, mask, variance = (xp.empty(p.shape, p.dtype) for p in (target.image, target.mask, target.variance))
+
+    def subtract_rows(rows: slice) -> None:
+        xp.subtract(target.image[rows], matched.image[rows], out=image[rows])
+        xp.bitwise_or(target.mask[rows], matched.mask[rows], out=mask[rows])
+        xp.add(target.variance[rows], matched.variance[rows], out=variance[rows])
+
+    for_each(subtract_rows, chunks(len(image), ROWS_PER_CHUNK, xp), xp)
+    return MaskedImage(image, mask, variance)
+
+
+def _subtract_background(difference: MaskedImage, kernel: MatchingKernel, config: DifferenceConfig) -> None:
+    """Take the sky that is left from the image, in place: the kernel fit's, from the stars' stamps, or a far better one
+    from all empty pixels."""
+    image, mask, variance = difference.image, difference.mask, difference.variance
     if not config.subtract_background:
-        return kernel.background_image(image.shape)
-    return fit_difference_background(
+        image -= kernel.background_image(image.shape)
+        return
+    fit_difference_background(
         image, mask, variance, bin_pix=config.difference_background_bin_pix, start=kernel.background_at,
         knot_pix=config.difference_background_knot_pix, planes=DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE,
-    )  # fmt: skip
+    ).subtract_from(image)  # fmt: skip
 
 
 def _finish(science, warped, raw, kernel, correlations, config) -> DifferenceResult:
@@ -279,7 +292,7 @@ def _sky_variance(pixels: MaskedImage):
 def _noise_ratio(pixels: MaskedImage) -> float:
     """Robust scatter of empty sky over what the variance plane says; 1 when the noise is understood."""
     xp = array_module(pixels.image)
-    sample = tuple(slice(None, None, 3) for _ in range(2))
+    sample = tuple(slice(None, None, 4) for _ in range(2))
     sky = (pixels.mask[sample] & np.int32(DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE)) == 0
     pull = (pixels.image[sample] / xp.sqrt(pixels.variance[sample]))[sky]
     return float(1.4826 * xp.median(xp.abs(pull - xp.median(pull)))) if pull.size else float("nan")

@@ -40,7 +40,8 @@ def subtract_properly(science: Exposure, warped: WarpedTemplate, x, y, config: D
     )  # fmt: skip
     planes = [(p.image, p.mask, p.variance) for p in pair]
     proper = subtract_proper(*planes, kernels, tile, planes=SPREADING)
-    pixels = MaskedImage(_without_sky(proper, config), proper.mask, proper.variance)
+    pixels = MaskedImage(proper.image, proper.mask, proper.variance)
+    _subtract_sky(pixels, config)
     psf = convolve_psf(science.psf, kernels.science[0], science.pixels.shape, tile)
     matched = MaskedImage(proper.subtracted, proper.mask, proper.variance)
     return DifferenceResult(
@@ -54,13 +55,13 @@ def subtract_properly(science: Exposure, warped: WarpedTemplate, x, y, config: D
     )  # fmt: skip
 
 
-def _without_sky(proper, config: DifferenceConfig):
-    if not config.subtract_background:
-        return proper.image
-    return proper.image - fit_difference_background(
-        proper.image, proper.mask, proper.variance, bin_pix=config.difference_background_bin_pix,
-        knot_pix=config.difference_background_knot_pix, planes=SKY_PLANES,
-    )  # fmt: skip
+def _subtract_sky(pixels: MaskedImage, config: DifferenceConfig) -> None:
+    """Take the sky that is left from the image, in place."""
+    if config.subtract_background:
+        fit_difference_background(
+            pixels.image, pixels.mask, pixels.variance, bin_pix=config.difference_background_bin_pix,
+            knot_pix=config.difference_background_knot_pix, planes=SKY_PLANES,
+        ).subtract_from(pixels.image)  # fmt: skip
 
 
 def flux_ratio(science: Exposure, warped: WarpedTemplate, x, y) -> tuple[float, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nightstream.engine.config import DifferenceConfig
-from nightstream.engine.difference import SPREADING, central_fwhm, convolve_image, fit_kernel
+from nightstream.engine.difference import SPREADING, central_fwhm, convolve_image, fit_kernel, subtract_planes
 from nightstream.engine.values import Exposure, MaskedImage, ScoreImage, WarpedTemplate
 from nightstream.errors import UnprocessableError
 from nightstream.kernels.convolution import choose_tile
@@ -34,16 +34,16 @@ def make_score_image(science: Exposure, warped: WarpedTemplate, x, y, config: Di
     target = MaskedImage(blurred.image, blurred.mask, blurred.noise_power)
     kernel = fit_kernel((warped.pixels, target), sizes, x, y, config)
     matched = convolve_image(warped.pixels, kernel, tile)
-    image, mask = target.image - matched.image, target.mask | matched.mask
-    image -= fit_difference_background(
-        image, mask, target.variance + matched.variance, bin_pix=config.difference_background_bin_pix,
+    raw = subtract_planes(target, matched)
+    fit_difference_background(
+        raw.image, raw.mask, raw.variance, bin_pix=config.difference_background_bin_pix,
         knot_pix=config.difference_background_knot_pix, planes=SKY_PLANES, start=kernel.background_at,
-    )  # fmt: skip
-    skies = (tile_medians(p.variance, mask, tile, planes=SKY_PLANES) for p in (pixels, warped.pixels))
+    ).subtract_from(raw.image)  # fmt: skip
+    skies = (tile_medians(p.variance, raw.mask, tile, planes=SKY_PLANES) for p in (pixels, warped.pixels))
     stamps = score_kernels(
         kernel.tile_kernels(pixels.shape, tile), science.psf, *skies, pixels.shape, tile,
         convolved_correlation=warped.noise_correlation,
     )  # fmt: skip
-    score, flux, error, mask = score_from_difference(image, mask, pixels.variance, warped.pixels.variance, stamps, tile)
+    score, flux, error, mask = score_from_difference(raw.image, raw.mask, pixels.variance, warped.pixels.variance, stamps, tile)
     diagnostics = dict(kernel.diagnostics, score_truncation=stamps.truncation)
     return ScoreImage(score=score, flux=flux, flux_err=error, mask=mask, diagnostics=diagnostics)

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nightstream.kernels.target import array_module, for_each_row, scipy_module
+from nightstream.kernels.target import array_module, chunks, for_each, scipy_module
 
 LARGEST_TILE = 256  # pixels: large enough that margins cost little, small enough to stay in a CPU's cache
+GROUP_PIX = 100_000  # of all blocks that are transformed at a time, for the same reason
 TILES_ACROSS = 16  # a linear kernel over a sixteenth of the image follows a quadratic one to 1e-3 of its curvature
 
 
@@ -32,16 +33,17 @@ def choose_tile(shape) -> int:
     return int(np.clip(-(-max(shape) // TILES_ACROSS // 32) * 32, 32, LARGEST_TILE))
 
 
-def convolve_plane(plane, kernels, tile_pix):
+def convolve_plane(plane, kernels, tile_pix, *, missing=None):
     """Convolve one (ny, nx) plane, NaN counting as 0, with one kernel per tile (tiles_y, tiles_x, k, k); return float32."""
-    return convolve_parts([Part(plane, kernels)], tile_pix)
+    return convolve_parts([Part(plane, kernels)], tile_pix, missing=missing)
 
 
-def convolve_parts(parts: list[Part], tile_pix: int):
+def convolve_parts(parts: list[Part], tile_pix: int, *, missing=None):
     """Return the float32 (ny, nx) sum of all parts' convolutions, with one inverse transform for all of them.
 
-    Transforms are float32: the error is about 1e-7 of the root mean square of the block, times the square root of the
-    number of its pixels. The order of all sums is fixed.
+    The result is NaN where the plane ``missing`` (ny, nx) is. Parts of one plane should follow each other: they share its
+    first transform. Transforms are float32: the error is about 1e-7 of the root mean square of the block, times the
+    square root of the number of its pixels. The order of all sums is fixed.
     """
     xp = array_module(parts[0].plane)
     shape = parts[0].plane.shape
@@ -54,22 +56,28 @@ def convolve_parts(parts: list[Part], tile_pix: int):
     ramp = (xp.arange(size) - reach - (tile_pix - 1) / 2).astype(xp.float32)
     out = xp.empty(shape, xp.float32)
 
-    def convolve_row(row: int) -> None:
-        total = None
+    def convolve_group(place: tuple[int, slice]) -> None:
+        row, group = place
+        total = plane = None
         for part in parts:
-            blocks = _blocks(part.plane, row, columns, tile_pix, reach, size)
-            if part.ramp is not None:
-                blocks = blocks * (ramp[:, None] if part.ramp == 0 else ramp)
-            product = fft.rfft2(blocks)
-            product *= _transfer(part.kernels[row], reach, size, fft)
+            if part.plane is not plane:
+                plane = part.plane
+                blocks = _blocks(plane, row, group, tile_pix, reach, size)
+                along_x = fft.rfft(blocks, axis=2)
+            ramped = fft.rfft(blocks * ramp, axis=2) if part.ramp == 1 else along_x * ramp[:, None] if part.ramp == 0 else along_x
+            product = fft.fft(ramped, axis=1)
+            product *= _transfer(part.kernels[row, group], reach, size, fft)
             total = product if total is None else _add(total, product)
-        image = fft.irfft2(total, s=(size, size))[:, 2 * reach : 2 * reach + tile_pix, 2 * reach : 2 * reach + tile_pix]
-        y0 = row * tile_pix
-        height = min(tile_pix, shape[0] - y0)
-        band = image[:, :height].transpose(1, 0, 2).reshape(height, columns * tile_pix)
-        out[y0 : y0 + height] = band[:, : shape[1]]
+        inside = slice(2 * reach, 2 * reach + tile_pix)
+        tiles = fft.irfft(fft.ifft(total, axis=1, overwrite_x=True)[:, inside], size, axis=2)[:, :, inside]
+        box = slice(row * tile_pix, (row + 1) * tile_pix), slice(group.start * tile_pix, group.stop * tile_pix)
+        height, width = out[box].shape
+        out[box] = tiles.transpose(1, 0, 2).reshape(tile_pix, -1)[:height, :width]
+        if missing is not None:
+            xp.copyto(out[box], xp.float32(xp.nan), where=xp.isnan(missing[box]))
 
-    for_each_row(convolve_row, rows, xp)
+    groups = chunks(columns, max(1, GROUP_PIX // size**2), xp)
+    for_each(convolve_group, [(row, group) for row in range(rows) for group in groups], xp)
     return out
 
 
@@ -78,16 +86,18 @@ def _add(total, product):
     return total
 
 
-def _blocks(plane, row, columns, tile_pix, reach, size):
-    """(columns, size, size) float32 copies: block i starts ``reach`` above and left of tile (row, i); zero outside."""
+def _blocks(plane, row, group, tile_pix, reach, size):
+    """(tiles, size, size) float32 copies, one for each tile of ``row`` in ``group`` (slice), beginning ``reach`` above
+    and left of it; zero outside the plane."""
     xp = array_module(plane)
     ny, nx = plane.shape
-    y0 = row * tile_pix - reach
-    band = xp.zeros((size, (columns - 1) * tile_pix + size), xp.float32)
-    top, bottom, right = max(y0, 0), min(y0 + size, ny), min(nx, band.shape[1] - reach)
-    band[top - y0 : bottom - y0, reach : reach + right] = plane[top:bottom, :right]
+    count = group.stop - group.start
+    y0, x0 = row * tile_pix - reach, group.start * tile_pix - reach
+    band = xp.zeros((size, (count - 1) * tile_pix + size), xp.float32)
+    top, bottom, left, right = max(y0, 0), min(y0 + size, ny), max(x0, 0), min(x0 + band.shape[1], nx)
+    band[top - y0 : bottom - y0, left - x0 : right - x0] = plane[top:bottom, left:right]
     xp.copyto(band, xp.float32(0), where=xp.isnan(band))
-    return xp.stack([band[:, i * tile_pix : i * tile_pix + size] for i in range(columns)])
+    return xp.stack([band[:, i * tile_pix : i * tile_pix + size] for i in range(count)])
 
 
 def _transfer(kernels, reach, size, fft):

@@ -78,14 +78,9 @@ def decorrelate(image, mask, fixed_variance, convolved_variance, stamps: Decorre
     every pixel. Pixels that are NaN (and NO_DATA in ``mask``) stay so and count as 0 for their neighbours,
     which get EDGE; so do missing variances. The mask as in `spread_mask`, with ``planes``.
     """
-    xp = array_module(image)
-    white = convolve_plane(image, stamps.psi, tile_pix)
-    variance = convolve_parts(
-        [Part(fixed_variance, stamps.fixed_variance), Part(convolved_variance, stamps.convolved_variance)], tile_pix
-    )
-    missing = xp.isnan(image)
-    for plane in (white, variance):
-        xp.copyto(plane, xp.float32(xp.nan), where=missing)
+    white = convolve_plane(image, stamps.psi, tile_pix, missing=image)
+    parts = [Part(fixed_variance, stamps.fixed_variance), Part(convolved_variance, stamps.convolved_variance)]
+    variance = convolve_parts(parts, tile_pix, missing=image)
     return white, spread_mask(mask, stamps.psi, tile_pix, planes=planes), variance
 
 
@@ -98,16 +93,23 @@ def tile_medians(plane, mask, tile_pix, *, planes) -> Any:
     """
     xp = array_module(plane)
     rows, columns = tile_counts(plane.shape, tile_pix)
-    good = ((mask & np.int32(planes)) == 0) & xp.isfinite(plane)
-    pad = tuple((0, n * tile_pix - s) for n, s in zip((rows, columns), plane.shape, strict=True))
-    values = xp.pad(xp.where(good, plane, xp.inf), pad, constant_values=xp.inf)
-    tiles = values.reshape(rows, tile_pix, columns, tile_pix)[:, ::SAMPLE_STEP, :, ::SAMPLE_STEP]
-    tiles = xp.sort(tiles.transpose(0, 2, 1, 3).reshape(rows, columns, -1), axis=2)
+    y, x = (_samples(n, tile_pix, xp) for n in (rows, columns))
+    inside = (y < plane.shape[0])[:, None] & (x < plane.shape[1])
+    pixel = xp.minimum(y, plane.shape[0] - 1)[:, None], xp.minimum(x, plane.shape[1] - 1)
+    values = plane[pixel]
+    values = xp.where(inside & ((mask[pixel] & np.int32(planes)) == 0) & xp.isfinite(values), values, xp.inf)
+    tiles = values.reshape(rows, len(y) // rows, columns, len(x) // columns).transpose(0, 2, 1, 3)
+    tiles = xp.sort(tiles.reshape(rows, columns, -1), axis=2)
     count = xp.isfinite(tiles).sum(axis=2)
     medians = xp.take_along_axis(tiles, xp.maximum(count // 2, 0)[..., None].clip(0, tiles.shape[2] - 1), axis=2)[..., 0]
     known = count > 0
     usual = xp.median(medians[known]) if bool(known.any()) else 0.0
     return xp.where(known, medians, usual).astype(xp.float64)
+
+
+def _samples(tiles, tile_pix, xp):
+    """Every fourth of the pixels of each of ``tiles`` tiles in a row."""
+    return (xp.arange(tiles)[:, None] * tile_pix + xp.arange(0, tile_pix, SAMPLE_STEP)).ravel()
 
 
 def _enough_sum(image) -> int:

@@ -7,26 +7,48 @@ How stiff the spline is, the bins say themselves (marginal likelihood, `matching
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import prange
 from scipy.interpolate import BSpline
 
 from nightstream.kernels.convolution import tile_centres, tile_counts
 from nightstream.kernels.matching_prior import Penalty, solve_shrunk
-from nightstream.kernels.target import Launch, array_module, hot_loop
+from nightstream.kernels.target import Launch, array_module, chunks, device_function, for_each, hot_loop
 
 CLIP_SIGMA = 4.0  # of bins about the spline
 CLIP_VARIANCE = np.float32(16.0)  # 4 sigma, squared, of pixels about the background of the round before
 MAX_BIN_PIX = 1024  # one CUDA thread a column of a bin
 ROUNDS = 2
+ROWS_PER_CHUNK = 64  # in place of a plane of the image's size
 DEGREE = 3
 SMALLEST_KNOT_PIX, MOST_INTERVALS = 256, 10
 MIN_BINS = 4  # along each axis; bins of small images are smaller
 TILT = 1e-4  # weight of first differences beside second ones: where bins leave a slope open, there is none
 
 
-def fit_difference_background(image, mask, variance, *, bin_pix, knot_pix=None, planes, start=None):
-    """Return the background, float32 (ny, nx), of a difference image whose ``variance`` plane predicts its scatter.
+class SmoothPlane(NamedTuple):
+    """A plane (ny, nx) that is the product of ``down`` (ny, k) and ``along`` (k, nx), float32, k small."""
+
+    down: Any
+    along: Any
+
+    def image(self):
+        """Return all its pixels."""
+        return self.down @ self.along
+
+    def subtract_from(self, image) -> None:
+        """Take it from ``image`` (ny, nx), in place and without ever being there as a whole."""
+
+        def subtract_rows(rows: slice) -> None:
+            image[rows] -= self.down[rows] @ self.along
+
+        for_each(subtract_rows, chunks(len(image), ROWS_PER_CHUNK, array_module(image)), array_module(image))
+
+
+def fit_difference_background(image, mask, variance, *, bin_pix, knot_pix=None, planes, start=None) -> SmoothPlane:
+    """Return the background of a difference image (ny, nx) whose ``variance`` plane predicts its scatter.
 
     ``image`` and ``variance`` float32, ``mask`` int32. Pixels with ``planes``, NaN, or further than 4 sigma from the
     background of the round before at their bin's centre are left out of the means of bins of ``bin_pix`` pixels; in the
@@ -47,9 +69,9 @@ def fit_difference_background(image, mask, variance, *, bin_pix, knot_pix=None, 
         level, weight = total / xp.maximum(count, 1), xp.where(count > 0, count**2 / xp.maximum(noise, 1e-30), 0.0)
         table, middle = _fit_spline(level, weight, image.shape, bin_pix, knot_pix)
     if table is None:
-        return xp.zeros(image.shape, xp.float32)
+        return SmoothPlane(*(xp.zeros(s, xp.float32) for s in ((image.shape[0], 1), (1, image.shape[1]))))
     rows, columns = (xp.asarray(spline_design(np.arange(n), n, knot_pix), dtype=xp.float32) for n in image.shape)
-    return rows @ (table.astype(xp.float32) @ columns.T)
+    return SmoothPlane(rows, table.astype(xp.float32) @ columns.T)
 
 
 def clipped_bin_sums(image, mask, variance, middle, bin_pix, planes):
@@ -68,6 +90,18 @@ def clipped_bin_sums(image, mask, variance, middle, bin_pix, planes):
     return count, total, noise
 
 
+@device_function
+def _add_row(image, mask, variance, centre, planes, counts, totals, noises):
+    """Add one row of a bin to the sums of its columns; without branches, so that it runs in vectors."""
+    for x in range(len(image)):
+        value, spread = image[x], variance[x]
+        rest = value - centre
+        inside = ((mask[x] & planes) == 0) & (spread > 0) & (rest * rest <= CLIP_VARIANCE * spread)
+        counts[x] += 1.0 if inside else 0.0
+        totals[x] += np.float64(value if inside else np.float32(0))
+        noises[x] += np.float64(spread if inside else np.float32(0))
+
+
 @hot_loop("difference_background")
 def sum_bins(image, mask, variance, middle, planes, ny, nx, rows, columns, bin_pix, count, total, noise):
     """One bin a block. Sums run down columns, then across: one fixed order."""
@@ -77,13 +111,8 @@ def sum_bins(image, mask, variance, middle, planes, ny, nx, rows, columns, bin_p
         centre = middle[index // columns, index % columns]
         counts, totals, noises = np.zeros(width), np.zeros(width), np.zeros(width)
         for y in range(y0, y0 + height):
-            for x in range(width):
-                value, spread = image[y, x0 + x], variance[y, x0 + x]
-                rest = value - centre
-                inside = (mask[y, x0 + x] & planes) == 0 and spread > 0 and rest * rest <= CLIP_VARIANCE * spread
-                counts[x] += 1.0 if inside else 0.0
-                totals[x] += np.float64(value) if inside else 0.0
-                noises[x] += np.float64(spread) if inside else 0.0
+            row = slice(x0, x0 + width)
+            _add_row(image[y, row], mask[y, row], variance[y, row], centre, planes, counts, totals, noises)
         for x in range(width):
             count[index // columns, index % columns] += counts[x]
             total[index // columns, index % columns] += totals[x]

@@ -51,8 +51,9 @@ def _is_clean(mask, y0, x0, size_y, size_x, planes):
         return False
     bits = np.int32(0)
     for y in range(y0, y0 + size_y):
-        for x in range(x0, x0 + size_x):
-            bits |= mask[y, x]
+        row = mask[y, x0 : x0 + size_x]
+        for x in range(len(row)):
+            bits |= row[x]
     return bits & (planes | _NO_DATA) == 0
 
 
@@ -82,8 +83,7 @@ def spread_tiles(mask, taps, planes, ny, nx, tiles_x, k, tile_pix, out):
         y0, x0 = tile // tiles_x * tile_pix, tile % tiles_x * tile_pix
         height, width = min(tile_pix, ny - y0), min(tile_pix, nx - x0)
         for y in range(y0, y0 + height):
-            for x in range(x0, x0 + width):
-                out[y, x] = mask[y, x]
+            out[y, x0 : x0 + width] = mask[y, x0 : x0 + width]
         if _is_clean(mask, y0 - half, x0 - half, height + k - 1, width + k - 1, planes):
             continue
         block = np.empty((height + k - 1, width + k - 1), np.int32)

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from nightstream.kernels.psf import FWHM_PER_SIGMA
-from nightstream.kernels.target import array_module
+from nightstream.kernels.target import array_module, chunks, for_each
 
 COMPARABLE_SIGMAS = (0.7, 1.5, 3.0, 6.0)  # pixels, for PSFs of nearly equal size
 SMALLEST_SIGMA = 0.7
 REACH_FWHM = 3.5  # half side of a kernel in FWHMs: a PSF with wings r^-6 leaves no more than 1e-3 of its light beyond
 SIZE_LIMITS = (21, 61)  # pixels, odd
 DELTA_SIZE_LIMITS = (13, 19)
+STAMPS_PER_CHUNK = 16  # that are worked on at a time
+NEGLIGIBLE_TAP = 1e-12  # of profiles of size 1: products of smaller ones are denormal in single precision, which is slow
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +89,7 @@ def gaussian_basis(sigmas, degrees, size, *, xp=np) -> KernelBasis:
             profiles.append((offset / sigma) ** power * np.exp(-0.5 * (offset / sigma) ** 2))
     functions = sorted((px + py, g, px, py) for g, d in enumerate(degrees) for px in range(d + 1) for py in range(d + 1 - px))
     profiles = np.stack(profiles)
+    profiles[np.abs(profiles) < NEGLIGIBLE_TAP] = 0.0
     pairs = tuple((index[g, py], index[g, px]) for _, g, px, py in functions)
     raw = np.stack([np.outer(profiles[row], profiles[column]) for row, column in pairs])
     mixing = _sum_one_then_orthonormal(raw)
@@ -132,36 +135,57 @@ def _sum_one_then_orthonormal(raw) -> np.ndarray:
     return mixing
 
 
-def convolve_stamps(stamps, basis: KernelBasis):
+def convolve_stamps(stamps, basis: KernelBasis, *, out=None):
     """Convolve ``stamps`` (n, w, w) with every function; return (n, n_basis, s, s), s = w - size + 1, in the stamps'
-    precision: single suffices, for a design that is off by 1e-7 only describes a kernel that is.
-
-    All stamps lie side by side in a few large matrix products: one small product a stamp costs several times more.
+    precision: single suffices, for a design that is off by 1e-7 only describes a kernel that is. ``out`` takes the result.
     """
-    return _convolve_separable(stamps, basis) if basis.pairs else _convolve_pixels(stamps, basis.size)
-
-
-def _convolve_pixels(stamps, size):
-    """`convolve_stamps` with `delta_basis`: shifted copies, all but the first less the central one."""
-    xp = array_module(stamps)
-    inner = stamps.shape[1] - size + 1
-    reach = range(size - 1, -1, -1)
-    shifted = xp.stack([stamps[:, j : j + inner, i : i + inner] for j in reach for i in reach], axis=1)
-    centre = (size * size) // 2
-    central = shifted[:, centre : centre + 1]
-    return xp.concatenate([central, shifted[:, :centre] - central, shifted[:, centre + 1 :] - central], axis=1)
-
-
-def _convolve_separable(stamps, basis):
     xp = array_module(stamps)
     n, width = stamps.shape[:2]
     inner = width - basis.size + 1
-    bands = xp.stack([_band(profile, width, inner) for profile in basis.profiles]).astype(stamps.dtype)  # (m, w, s)
-    along = xp.tensordot(bands, stamps, ((1,), (2,)))  # (m, s, n, w)
-    along = xp.ascontiguousarray(along.transpose(0, 3, 2, 1)).reshape(len(bands), width, n * inner)
-    products = xp.stack([bands[row].T @ along[column] for row, column in basis.pairs])
-    mixed = (basis.mixing.astype(stamps.dtype) @ products.reshape(len(products), -1)).reshape(len(products), inner, n, inner)
-    return xp.ascontiguousarray(mixed.transpose(2, 0, 1, 3))
+    if out is None:
+        out = xp.empty((n, len(basis), inner, inner), stamps.dtype)
+    convolve = _separable_convolver(basis, width, stamps.dtype, xp) if basis.pairs else _pixel_convolver(basis.size, inner)
+    for_each(lambda chunk: convolve(stamps[chunk], out[chunk]), chunks(n, STAMPS_PER_CHUNK, xp), xp)
+    return out
+
+
+def _pixel_convolver(size, inner):
+    """How `delta_basis` convolves: shifted copies, all but the first less the central one."""
+    reach = range(size - 1, -1, -1)
+    shifts = [(slice(j, j + inner), slice(i, i + inner)) for j in reach for i in reach]
+    centre = shifts.pop(len(shifts) // 2)
+
+    def convolve(stamps, out):
+        central = stamps[:, *centre]
+        out[:, 0] = central
+        for k, shift in enumerate(shifts, 1):
+            out[:, k] = stamps[:, *shift] - central
+
+    return convolve
+
+
+def _separable_convolver(basis, width, dtype, xp):
+    """How a separable basis convolves: along x with all profiles at once, along y with those that meet each of them, then
+    mixed. Every product leaves its result where the next one reads it."""
+    bands = [_band(profile, width, width - basis.size + 1).astype(dtype) for profile in basis.profiles]  # (w, s) each
+    inner = bands[0].shape[1]
+    columns = sorted({column for _, column in basis.pairs})
+    partners = [[k for k, pair in enumerate(basis.pairs) if pair[1] == column] for column in columns]
+    along_x = xp.concatenate([bands[column] for column in columns], axis=1)
+    along_y = [xp.ascontiguousarray(xp.concatenate([bands[basis.pairs[k][0]] for k in ks], axis=1).T) for ks in partners]
+    mixing = basis.mixing[:, [k for ks in partners for k in ks]].astype(dtype)
+
+    def convolve(stamps, out):
+        n, first = len(stamps), 0
+        smeared = xp.matmul(stamps, along_x)  # (n, w, columns * s)
+        products = xp.empty((n, len(basis), inner * inner), dtype)
+        for i, (band, ks) in enumerate(zip(along_y, partners, strict=True)):
+            part = products[:, first : first + len(ks)].reshape(n, len(ks) * inner, inner)
+            xp.matmul(band, smeared[:, :, i * inner : (i + 1) * inner], out=part)
+            first += len(ks)
+        xp.matmul(mixing, products, out=out.reshape(n, len(basis), inner * inner))
+
+    return convolve
 
 
 def _band(profile, width, inner):

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nightstream.kernels.matching_basis import STAMPS_PER_CHUNK
 from nightstream.kernels.psf import FWHM_PER_SIGMA
-from nightstream.kernels.target import array_module
+from nightstream.kernels.target import array_module, chunks, for_each
 
 AMPLITUDE_SIGMA = 4.0  # significance of a change of the whole star's flux at which it is left out
 POINT_SIGMA = 4.5  # and of a point source in the residual, whose pixels are left out
@@ -35,7 +36,13 @@ def model_errors(design, weights, signal, terms, index, covariance):
     """
     xp = array_module(design)
     information = xp.maximum((weights * signal**2).sum(1), 1e-30)
-    gradient = xp.matmul(design, (weights * signal)[:, :, None])[:, :, 0] / information[:, None]
+    gradient, pull = xp.empty(design.shape[:2]), (weights * signal)[:, :, None].astype(design.dtype)
+
+    def project_chunk(chunk: slice) -> None:
+        gradient[chunk] = xp.matmul(design[chunk], pull[chunk])[:, :, 0]
+
+    for_each(project_chunk, chunks(len(design), STAMPS_PER_CHUNK, xp), xp)
+    gradient /= information[:, None]
     rows = gradient[:, index // terms.shape[1]] * terms[:, index % terms.shape[1]]
     return xp.sqrt(xp.maximum(((rows @ covariance) * rows).sum(1), 0.0))
 

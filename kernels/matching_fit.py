@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nightstream.kernels.matching_basis import KernelBasis
+from nightstream.kernels.matching_basis import STAMPS_PER_CHUNK, KernelBasis
 from nightstream.kernels.matching_clip import clip, model_errors
 from nightstream.kernels.matching_prior import Penalty, Solution, solve_shrunk, without_noise
 from nightstream.kernels.psf import polynomial_exponents, polynomial_terms
-from nightstream.kernels.target import array_module
+from nightstream.kernels.target import array_module, chunks, for_each
 
 FOLDS = 5
 MODEL_ERRORS = (0.02, 0.005, 0.001)  # of the model's signal, added to the noise in round 1, 2, 3 and later
@@ -93,16 +93,20 @@ def fit_stamps(stamps, u, v, basis: KernelBasis, candidates, *, constant_scale, 
     xp = array_module(stamps.target)
     terms = polynomial_terms(u, v, max(max(c.order, c.background_order) for c in candidates))
     used, bad = xp.ones(stamps.count, dtype=bool), xp.zeros(stamps.good.shape, dtype=bool)
-    fit, strengths, chosen, held_out = None, {}, candidates[-1], np.nan
+    strengths, chosen, held_out = {}, candidates[-1], np.nan
+    signal = stamps.design[:, 0].astype(xp.float64)
+    variance = _expected_variance(stamps, signal, KERNEL_POWER)
     for round_ in range(1, max_iterations + 1):
-        weights = xp.where(bad, 0.0, _weights(stamps, fit, MODEL_ERRORS[min(round_, len(MODEL_ERRORS)) - 1]))
+        softened = variance + (MODEL_ERRORS[min(round_, len(MODEL_ERRORS)) - 1] * signal) ** 2
+        weights = xp.where(bad | ~stamps.good, 0.0, 1 / softened)
         system = StampSystem.reduce(stamps, weights, terms)
         if round_ in CHOOSING_ROUNDS:
             chosen, held_out = _choose(system, used, basis, candidates, constant_scale, strengths)
-        fit = _solve(system, used, basis, chosen, constant_scale, strengths.get(chosen))
-        strengths[chosen], fit.held_out = fit.solution.strengths, held_out
+        fit = _solve(system, used, basis, chosen, constant_scale, strengths)
+        fit.held_out = held_out
         _predict(fit, stamps, terms, basis)
-        honest = _weights(stamps, fit, 0.0)
+        signal, variance = fit.signal, _expected_variance(stamps, fit.signal, fit.power)
+        honest = xp.where(stamps.good, 1 / variance, 0.0)
         error = model_errors(stamps.design, xp.where(bad, 0.0, honest), fit.signal, terms, fit.index, fit.solution.covariance)
         verdict = clip(fit.residual, honest, bad, fit.signal, error, stamps.side, fwhm_pix, round_)
         settled = bool((verdict.used == used).all()) and round_ > len(MODEL_ERRORS)
@@ -124,17 +128,9 @@ def _summary(fit: StampFit, weights, bad, rounds) -> dict[str, float]:
     return {"chi2_per_pixel_median": float(xp.median(chi2)), "bright_residual_rms": rms, "iterations": rounds}
 
 
-def _weights(stamps, fit: StampFit | None, model_error: float):
-    """Inverse of the expected variance, 0 for bad pixels; ``model_error`` is a fraction of the model's signal."""
-    xp = array_module(stamps.target)
-    signal = stamps.design[:, 0] if fit is None else fit.signal
-    variance = _expected_variance(stamps, signal, KERNEL_POWER if fit is None else fit.power)
-    return xp.where(stamps.good, 1 / (variance + (model_error * signal) ** 2 + 1e-30), 0.0)
-
-
 def _expected_variance(stamps, signal, power):
-    """Variance per stamp as a straight line in the model's signal, target's and source's together; the kernel lets
-    through ``power``, sum(K^2), of the latter.
+    """Variance (n, m) per stamp as a straight line in the model's signal, target's and source's together; the kernel
+    lets through ``power``, sum(K^2), of the latter.
 
     The variance plane of a single exposure contains its pixel's noise; weighting by it pulls every fit low
     (by about 1 electron a pixel). The line, fitted per stamp to plane against model, carries none of the
@@ -147,7 +143,7 @@ def _expected_variance(stamps, signal, power):
     spread = signal - mean(signal)
     slope = xp.maximum(mean(spread * total) / xp.maximum(mean(spread**2), 1e-30), 0)
     level = mean(total)
-    return xp.maximum(level + slope * spread, 0.2 * level)
+    return xp.maximum(level + slope * spread, 0.2 * level) + 1e-30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,9 +161,16 @@ class StampSystem:
     def reduce(cls, stamps, weights, terms) -> StampSystem:
         """Sum over the pixels of every stamp."""
         xp = array_module(weights)
-        weighted = stamps.design * weights[:, None, :]
-        matrix = xp.matmul(weighted, stamps.design.transpose(0, 2, 1))
-        vector = xp.matmul(weighted, stamps.target[:, :, None])[:, :, 0]
+        n, j, _ = stamps.design.shape
+        matrix, vector = xp.empty((n, j, j)), xp.empty((n, j))
+
+        def reduce_chunk(chunk: slice) -> None:
+            design = stamps.design[chunk].astype(xp.float64)
+            weighted = design * weights[chunk][:, None, :]
+            matrix[chunk] = xp.matmul(weighted, design.transpose(0, 2, 1))
+            vector[chunk] = xp.matmul(weighted, stamps.target[chunk][:, :, None])[:, :, 0]
+
+        for_each(reduce_chunk, chunks(n, STAMPS_PER_CHUNK, xp), xp)
         noise = (weights * stamps.source_variance).sum(1)
         return cls(matrix, vector, (weights * stamps.target**2).sum(1), (weights > 0).sum(1), terms, noise)
 
@@ -225,12 +228,15 @@ def _choose(system: StampSystem, used, basis, candidates, constant_scale, streng
     parts = [system.summed((used & (fold == f)).astype(xp.float64)) for f in range(FOLDS)]
     whole = tuple(sum(p[i] for p in parts) for i in range(3))
     scores = {}
-    for candidate in sorted(candidates, key=lambda c: c.functions * term_count(c.order)):
-        solution, index = _shrunk(whole, system, basis, candidate, constant_scale, strengths.get(candidate))
-        strengths[candidate] = solution.strengths
+
+    def judge(candidate: Candidate) -> None:
+        solution, index = _shrunk(whole, system, basis, candidate, constant_scale, strengths)
         scores[candidate] = sum(_held_out_chi2(whole, part, index, solution.prior) for part in parts)
-    best = min(scores.values())
-    chosen = next(c for c, score in scores.items() if score <= best + WORTH)
+
+    ordered = sorted(candidates, key=lambda c: c.functions * term_count(c.order))
+    for_each(judge, ordered[::-1], xp)
+    least = min(scores.values())
+    chosen = next(c for c in ordered if scores[c] <= least + WORTH)
     return chosen, scores[chosen] / max(float((system.pixels * used).sum()), 1.0)
 
 
@@ -245,7 +251,8 @@ def _held_out_chi2(whole, part, index, prior) -> float:
 
 
 def _shrunk(whole, system: StampSystem, basis, candidate: Candidate, constant_scale, strengths, noise=None):
-    """Return the `Solution` for one candidate and the places (p,) of its parameters in the flat table."""
+    """Return the `Solution` for one candidate and the places (p,) of its parameters in the flat table; the ``strengths``
+    of its priors start where they were and are brought up to date."""
     xp = array_module(whole[0])
     j, t = system.matrix.shape[1], system.terms.shape[1]
     host = _parameters(candidate, j, t, constant_scale)
@@ -255,10 +262,14 @@ def _shrunk(whole, system: StampSystem, basis, candidate: Candidate, constant_sc
     scale = abs(float(vector[0] / xp.maximum(matrix[0, 0], 1e-300))) or 1.0
     if noise is not None:
         matrix = without_noise(matrix, noise[rows])
-    return solve_shrunk(matrix, vector, _penalties(basis, host, t, xp), scale=scale, strengths=strengths), index
+    penalties = _penalties(basis, host, t, xp)
+    solution = solve_shrunk(matrix, vector, penalties, scale=scale, strengths=strengths.get(candidate))
+    strengths[candidate] = solution.strengths
+    return solution, index
 
 
 def _solve(system: StampSystem, used, basis, candidate: Candidate, constant_scale, strengths) -> StampFit:
+    """Fit one candidate to the stamps ``used``."""
     xp = array_module(used)
     chosen = used.astype(xp.float64)
     whole, noise = system.summed(chosen), system.summed_noise(chosen, basis)
@@ -273,6 +284,12 @@ def _predict(fit: StampFit, stamps, terms, basis: KernelBasis) -> None:
     """Set the model without its background and target minus model, both (n, m), and the kernel's power."""
     xp = array_module(terms)
     parameters = terms @ fit.table.T  # (n, J)
-    fit.signal = xp.matmul(parameters[:, None, :-1], stamps.design[:, :-1])[:, 0]
+    single = parameters[:, None, :-1].astype(xp.float32)
+    fit.signal = xp.empty(stamps.target.shape)
+
+    def predict_chunk(chunk: slice) -> None:
+        fit.signal[chunk] = xp.matmul(single[chunk], stamps.design[chunk, :-1])[:, 0]
+
+    for_each(predict_chunk, chunks(stamps.count, STAMPS_PER_CHUNK, xp), xp)
     fit.residual = stamps.target - fit.signal - parameters[:, -1:]
     fit.power = float((xp.tensordot(fit.table[:-1, 0], basis.images, 1) ** 2).sum())

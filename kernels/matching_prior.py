@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nightstream.kernels.target import array_module
+from nightstream.kernels.target import array_module, scipy_module
 
 RIDGE = 1e-12  # added to the diagonal of a matrix whose diagonal is 1
 FIRST_WIDTH = 0.1  # of a parameter's prior, relative to the scale of the solution, before the data have spoken
@@ -85,8 +85,10 @@ def invert_positive(matrix):
     xp = array_module(matrix)
     scale = 1 / xp.sqrt(xp.maximum(xp.diagonal(matrix), 1e-300))
     scaled = matrix * scale[:, None] * scale[None, :] + RIDGE * xp.eye(len(matrix))
-    inverse = xp.linalg.inv(scaled)
-    inverse = 0.5 * (inverse + inverse.T)
+    root = scipy_module(xp, "linalg").solve_triangular(
+        xp.linalg.cholesky(scaled), xp.eye(len(matrix)), lower=True, check_finite=False
+    )
+    inverse = root.T @ root
     condition = xp.abs(scaled).sum(axis=0).max() * xp.abs(inverse).sum(axis=0).max()
     return inverse * scale[:, None] * scale[None, :], condition
 

@@ -15,9 +15,9 @@ GOOD_FRACTION = 0.5  # of a stamp's pixels that must be good
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stamps:
-    """What the fit needs of every stamp; n stamps of m pixels, float64."""
+    """What the fit needs of every stamp; n stamps of m pixels, float64 unless stated."""
 
-    design: Any  # (n, n_basis + 1, m): source convolved with each basis function, and 1 for the background
+    design: Any  # (n, n_basis + 1, m) float32: source convolved with each basis function, and 1 for the background
     target: Any  # (n, m)
     target_variance: Any  # (n, m)
     source_variance: Any  # (n, m)
@@ -51,21 +51,17 @@ def gather_stamps(source, target, x, y, basis: KernelBasis, inner: int, planes: 
     ix, iy = ix[inside], iy[inside]
     outer = _cutter(ix, iy, inner + 2 * reach, xp)
     cut = _cutter(ix, iy, inner, xp)
-    source_bad = _bad(source[0][outer], source[1][outer], planes)
-    target_bad = _bad(target[0][cut], target[1][cut], planes)
+    values, level = source[0][outer], target[0][cut]
+    source_bad, target_bad = _bad(values, source[1][outer], planes), _bad(level, target[1][cut], planes)
     good = ~(target_bad | _under_kernel(source_bad, basis.size))
     keep = _usable(good, target_bad, source_bad[:, reach : reach + inner, reach : reach + inner], inner)
-    values = xp.where(source_bad, 0, source[0][outer])[keep].astype(xp.float32)
-    design = convolve_stamps(values, basis).astype(xp.float64).reshape(len(values), len(basis), inner * inner)
-    design = xp.concatenate([design, xp.ones((len(values), 1, inner * inner))], axis=1)
-    good = good[keep]
-    flat = [
-        xp.where(good, plane[cut][keep], 0).reshape(len(values), inner * inner) for plane in (target[0], target[2], source[2])
-    ]
-    return Stamps(
-        design, *(f.astype(xp.float64) for f in flat), good.reshape(len(values), inner * inner), ix[keep], iy[keep],
-        int((~inside).sum()), int((~keep).sum()),
-    )  # fmt: skip
+    xp.copyto(values, xp.float32(0), where=source_bad)
+    values, good = values[keep], good[keep].reshape(-1, inner * inner)
+    design = xp.ones((len(values), len(basis) + 1, inner * inner), xp.float32)
+    convolve_stamps(values, basis, out=design[:, :-1].reshape(len(values), len(basis), inner, inner))
+    flat = [plane[keep].reshape(good.shape) for plane in (level, target[2][cut], source[2][cut])]
+    flat = [xp.where(good, plane, 0).astype(xp.float64) for plane in flat]
+    return Stamps(design, *flat, good, ix[keep], iy[keep], int((~inside).sum()), int((~keep).sum()))
 
 
 def _inside(ix, iy, shape, margin):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import resources
@@ -88,19 +88,25 @@ def device_function(function: Callable) -> Callable:
     return numba.njit(**NUMBA_OPTIONS)(function)
 
 
-def for_each_row(work: Callable[[int], None], rows: int, xp: ModuleType) -> None:
-    """Call ``work(row)`` for every row of tiles; the calls must not touch each other's output.
+def for_each(work: Callable[[Any], None], parts: Sequence, xp: ModuleType) -> None:
+    """Call ``work(part)`` for all ``parts``; the calls must not touch each other's output.
 
     On the CPU they are shared out among as many threads as Numba uses, since NumPy and SciPy let others run meanwhile;
     on a GPU they are queued one after the other.
     """
-    threads = min(numba.get_num_threads(), rows) if xp is np else 1
-    if threads == 1:
-        for row in range(rows):
-            work(row)
+    threads = min(numba.get_num_threads(), len(parts)) if xp is np else 1
+    if threads <= 1:
+        for part in parts:
+            work(part)
         return
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(rows)))
+        list(pool.map(work, parts))
+
+
+def chunks(count: int, size: int, xp: ModuleType) -> list[slice]:
+    """Return slices that cover ``count`` elements: of ``size`` on the CPU, for its cache and its threads, one on a GPU."""
+    size = size if xp is np else max(count, 1)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def check_arguments(name: str, args: tuple) -> None:

@@ -14,7 +14,7 @@ SIGMA = 10.0
 def fit(target, image, mask=None):
     mask = np.zeros(SHAPE, np.int32) if mask is None else mask
     planes = (target.array(a) for a in (image, mask, np.full(SHAPE, SIGMA**2, np.float32)))
-    return target.host(fit_difference_background(*planes, bin_pix=64, knot_pix=128, planes=MaskPlane.SAT))
+    return target.host(fit_difference_background(*planes, bin_pix=64, knot_pix=128, planes=MaskPlane.SAT).image())
 
 
 def noise(seed=1):
@@ -88,5 +88,5 @@ def test_an_image_smaller_than_a_bin_has_a_background(target):
     """40 x 30 pixels: the mean of what is there."""
     image = np.full((40, 30), 3.0, np.float32)
     planes = [target.array(a) for a in (image, np.zeros(image.shape, np.int32), np.ones(image.shape, np.float32))]
-    got = target.host(fit_difference_background(*planes, bin_pix=64, knot_pix=256, planes=MaskPlane.SAT))
+    got = target.host(fit_difference_background(*planes, bin_pix=64, knot_pix=256, planes=MaskPlane.SAT).image())
     np.testing.assert_allclose(got, 3.0, rtol=1e-3)

@@ -161,8 +161,15 @@ def _model_psf(pixels: MaskedImage, fwhm_pix: float, config: PrepareConfig) -> t
     size = _psf_size(fwhm_pix)
     peaks = detect(*planes, _gaussian(fwhm_pix, pixels.image), polarity="positive")
     chosen = select_psf_stars(
-        *planes, peaks.x, peaks.y, min_snr=config.psf_min_snr, max_stars=config.psf_max_stars,
+        *planes, peaks.x, peaks.y, min_snr=_psf_min_snr(peaks.snr, config), max_stars=config.psf_max_stars,
         isolation_pix=max(12.0, 3 * fwhm_pix), half_size=size // 2,
     )  # fmt: skip
     psf, used = fit_psf(*planes, peaks.x[chosen], peaks.y[chosen], size=size, order=config.psf_order)
     return psf, int(used.sum())
+
+
+def _psf_min_snr(snr, config: PrepareConfig) -> float:
+    """The S/N that PSF stars must have: what is wanted, or less where fewer than ten sources have that."""
+    xp = array_module(snr)
+    tenth = float(xp.sort(snr)[-min(10, len(snr))]) if len(snr) else 0.0
+    return float(np.clip(tenth, min(config.sizing_snr, config.psf_min_snr), config.psf_min_snr))

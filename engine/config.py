@@ -97,7 +97,7 @@ class PrepareConfig(Section):
     sky_order: int = Field(2, ge=0, le=4)  # of the polynomial through the mesh; lower when there are few bins
     threshold: float = Field(5.0, gt=0)  # sigma; detection of sources, the stars of the matching kernel among them
     psf_order: int = Field(2, ge=0, le=4)  # of the polynomial by which the PSF varies; lowered when stars are few
-    psf_min_snr: float = Field(50.0, gt=0)  # of a PSF star
+    psf_min_snr: float = Field(50.0, gt=0)  # of a PSF star; down to sizing_snr where fewer than ten sources have that
     psf_max_stars: int = Field(200, ge=1)
 
 

@@ -24,8 +24,17 @@ from nightstream.engine.force import flux_limit, force_photometry, join_position
 from nightstream.engine.isr import remove_signature
 from nightstream.engine.measure import measure_dia_sources
 from nightstream.engine.memory import DetectorMemory, Device
-from nightstream.engine.values import Calibrations, DetectorProducts, Exposure, RawDetector, Table, Template
-from nightstream.errors import NightstreamError
+from nightstream.engine.values import (
+    NO_DIFFERENCE,
+    Calibrations,
+    DetectorProducts,
+    Exposure,
+    ExposureInfo,
+    RawDetector,
+    Table,
+    Template,
+)
+from nightstream.errors import NightstreamError, UnprocessableError
 
 Stage = Callable[[str], AbstractContextManager]  # opened around each stage with its name, e.g. to time it
 
@@ -73,7 +82,7 @@ class DetectorPipeline:
                 chosen = reference if reference is not None else self.reference
                 return characterize(pixels, raw.info, raw.wcs, chosen, self.config.characterize)
         except NightstreamError as error:
-            raise located(error, raw) from None
+            raise located(error, raw.info) from None
 
     def process(self, raw: RawDetector, forced_positions: Table | None = None) -> DetectorProducts:
         """Return all products of one visit, on the host.
@@ -81,37 +90,43 @@ class DetectorPipeline:
         ``forced_positions`` (host) has ra, dec (deg) and dia_object_id; forced photometry is done there and at every
         DIASource, whose rows have dia_object_id 0 and their dia_source_id.
 
-        Raises a `NightstreamError` that names visit, detector and file; nothing is left behind.
+        Raises a `NightstreamError` that names visit, detector and file; nothing is left behind. Pixels that allow no
+        difference (UnprocessableError) raise none: the visit image is kept, with the reason in ``provenance``.
         """
         science = self.calibrate(raw)
         try:
             return self.memory.download(self._measure(science, forced_positions))
         except NightstreamError as error:
-            raise located(error, raw) from None
+            raise located(error, raw.info) from None
 
     def _measure(self, science: Characterized, positions: Table | None) -> DetectorProducts:
-        exposure, summary = science.exposure, science.summary
-        difference, sources, forced, cutouts = None, {}, {}, None
-        if self.template is not None:
-            with self.stage("difference"):
-                result = subtract(exposure, self.template, self.config.difference)
-            difference, summary = result.difference, summary | result.diagnostics
-            with self.stage("measure"):
-                sources = measure_dia_sources(difference, exposure, result.matched_template, self.config.measure)
-            with self.stage("force"):
-                forced = self._force(exposure, difference, sources, positions)
-                summary = summary | {"psf_flux_limit": flux_limit(difference)}
-            with self.stage("cutouts"):
-                cutouts = cut_stamps(difference, exposure, result.matched_template, sources, self.config.cutout)
-        return DetectorProducts(
-            visit_image=exposure,
-            difference=difference,
-            dia_sources=sources,
-            forced_sources=forced,
-            summary=summary,
-            timings_s={},
-            provenance=self.provenance(),
-            cutouts=cutouts,
+        """All products; where the pixels allow no difference, the visit image and the reason."""
+        visit = DetectorProducts(
+            visit_image=science.exposure, difference=None, dia_sources={}, forced_sources={}, summary=science.summary,
+            timings_s={}, provenance=self.provenance(),
+        )  # fmt: skip
+        if self.template is None:
+            return visit
+        try:
+            return self._with_difference(visit, self.template, positions)
+        except UnprocessableError as error:
+            reason = str(located(error, science.exposure.info))
+            return replace(visit, provenance=visit.provenance | {NO_DIFFERENCE: reason})
+
+    def _with_difference(self, visit: DetectorProducts, template: Template, positions: Table | None) -> DetectorProducts:
+        exposure = visit.visit_image
+        with self.stage("difference"):
+            result = subtract(exposure, template, self.config.difference)
+        difference = result.difference
+        with self.stage("measure"):
+            sources = measure_dia_sources(difference, exposure, result.matched_template, self.config.measure)
+        with self.stage("force"):
+            forced = self._force(exposure, difference, sources, positions)
+            summary = visit.summary | result.diagnostics | {"psf_flux_limit": flux_limit(difference)}
+        with self.stage("cutouts"):
+            cutouts = cut_stamps(difference, exposure, result.matched_template, sources, self.config.cutout)
+        return replace(
+            visit, difference=difference, dia_sources=sources, forced_sources=forced, summary=summary, cutouts=cutouts
         )
 
     def _force(self, exposure: Exposure, difference: Exposure, sources: Table, positions: Table | None) -> Table:
@@ -137,6 +152,6 @@ def calibrate_together(pipeline: DetectorPipeline, raws: Iterable[RawDetector]) 
         yield done
 
 
-def located(error: NightstreamError, raw: RawDetector) -> NightstreamError:
-    """Return ``error`` naming the visit, detector and file of ``raw``."""
-    return error.locate(visit=raw.info.visit, detector=raw.info.detector, path=raw.info.path or None)
+def located(error: NightstreamError, info: ExposureInfo) -> NightstreamError:
+    """Return ``error`` naming the visit, detector and file of ``info``."""
+    return error.locate(visit=info.visit, detector=info.detector, path=info.path or None)

@@ -21,6 +21,7 @@ from nightstream.kernels.psf_fit import fit_psf
 from nightstream.kernels.psf_stars import densest_point, select_psf_stars
 from nightstream.kernels.target import array_module
 
+MIN_BINS, SMALLEST_BIN_PIX = 4, 16  # along each axis of the mesh of the sky
 OUTLIER_SIGMA = 3.0  # errors by which a bin of the sky may differ from its neighbours
 SIZE_WINDOW = 0.05  # in ln(size): the seeing is where most sources lie this close together
 SIZING_STARS = 300  # most sources whose sizes say what the FWHM is
@@ -51,11 +52,11 @@ def prepare_image(reduced: ReducedImage, config: PrepareConfig) -> PreparedImage
     """
     image, mask = _checked(reduced)
     guess = estimate_fwhm(image, mask, config)
-    mesh = background_mesh(image, mask, bin_pix=config.background_bin_pix)
+    mesh = background_mesh(image, mask, bin_pix=_bin_pix(image, config))
     light = image - mesh.image()
     noise = mesh.noise_image() ** 2
     mask = mark_detected(mask, detect(light, mask, noise, _gaussian(guess, image)))
-    mesh = background_mesh(image, mask, bin_pix=config.background_bin_pix, estimator="mean", outlier_sigma=OUTLIER_SIGMA)
+    mesh = background_mesh(image, mask, bin_pix=_bin_pix(image, config), estimator="mean", outlier_sigma=OUTLIER_SIGMA)
     sky = mesh.image("polynomial", order=config.sky_order)
     light = image - sky
     variance, scale = expected_variance(reduced, light, sky, mesh)
@@ -107,7 +108,7 @@ def _checked(reduced: ReducedImage):
 def estimate_fwhm(image, mask, config: PrepareConfig) -> float:
     """Return the FWHM, pixels, that most compact bright sources share: the mode of their adaptive moments."""
     xp = array_module(image)
-    mesh = background_mesh(image, mask, bin_pix=config.background_bin_pix)
+    mesh = background_mesh(image, mask, bin_pix=_bin_pix(image, config))
     light, variance = image - mesh.image(), mesh.noise_image() ** 2
     fwhm = config.initial_fwhm_pix
     for _ in range(2):
@@ -121,6 +122,11 @@ def estimate_fwhm(image, mask, config: PrepareConfig) -> float:
             raise UnprocessableError(f"no source of S/N {config.sizing_snr:g} to measure the seeing on, among {len(found)} found")
         fwhm = float(xp.exp(densest_point(xp.log(sigma)[:, None], SIZE_WINDOW)[0])) * FWHM_PER_SIGMA
     return fwhm
+
+
+def _bin_pix(image, config: PrepareConfig) -> int:
+    """Bins of small images are smaller: a curved sky needs some along each axis."""
+    return max(SMALLEST_BIN_PIX, min(config.background_bin_pix, min(image.shape) // MIN_BINS))
 
 
 def _gaussian(fwhm_pix, image):
@@ -155,8 +161,15 @@ def _model_psf(pixels: MaskedImage, fwhm_pix: float, config: PrepareConfig) -> t
     size = _psf_size(fwhm_pix)
     peaks = detect(*planes, _gaussian(fwhm_pix, pixels.image), polarity="positive")
     chosen = select_psf_stars(
-        *planes, peaks.x, peaks.y, min_snr=config.psf_min_snr, max_stars=config.psf_max_stars,
+        *planes, peaks.x, peaks.y, min_snr=_psf_min_snr(peaks.snr, config), max_stars=config.psf_max_stars,
         isolation_pix=max(12.0, 3 * fwhm_pix), half_size=size // 2,
     )  # fmt: skip
     psf, used = fit_psf(*planes, peaks.x[chosen], peaks.y[chosen], size=size, order=config.psf_order)
     return psf, int(used.sum())
+
+
+def _psf_min_snr(snr, config: PrepareConfig) -> float:
+    """The S/N that PSF stars must have: what is wanted, or less where fewer than ten sources have that."""
+    xp = array_module(snr)
+    tenth = float(xp.sort(snr)[-min(10, len(snr))]) if len(snr) else 0.0
+    return float(np.clip(tenth, min(config.sizing_snr, config.psf_min_snr), config.psf_min_snr))

@@ -28,6 +28,7 @@ from nightstream.kernels.wcs import Wcs
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 Table = dict[str, Array]  # equal-length columns, snake_case names; io/schema.py maps them to the APDB's
+NO_DIFFERENCE = "no_difference"  # key of the provenance that says why a difference could not be made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +218,7 @@ class DetectorProducts:
     """All that one detector of one visit yields."""
 
     visit_image: Exposure
-    difference: Exposure | None  # None without a template
+    difference: Exposure | None  # None without a template, or where the pixels allowed none: ``provenance`` says why
     dia_sources: Table
     forced_sources: Table
     summary: dict[str, float]  # psf_fwhm_pix, sky_background, sky_noise, zero_point, n_stars, astrometric scatter, ...

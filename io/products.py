@@ -2,7 +2,7 @@
 
     /                   attributes: content, visit, detector, camera, band, format_version
     visit_image/        image, mask, variance, wcs (FITS cards), psf/, info/ (header facts, header text)
-    difference/         the same; absent without a template
+    difference/         the same; absent without a template, and where none could be made (provenance says why)
     dia_sources         compound table with the columns of the APDB's DiaSource
     forced_sources      compound table with the columns of the APDB's DiaForcedSource
     cutouts/            boxes: size, x0, y0, x, y of every DIASource's stamps; image, mask, variance: a row each of difference,
@@ -62,6 +62,7 @@ class Report(Protocol):
     path: str  # of the raw file
     status: str  # "done", or why not
     error: str
+    output: str  # the product file; empty for none
     counts: Mapping[str, int]  # dia_sources, forced_sources
     timings_s: Mapping[str, float]
 
@@ -160,7 +161,7 @@ def footprint(wcs: Wcs, shape: tuple[int, int]) -> np.ndarray:
 
 
 def write_visit_master(output_dir: str | Path, visit: int, reports: Iterable[Report]) -> Path:
-    """Write ``visit.h5``: a link to each finished detector, and a row of ``detectors/status`` for every one.
+    """Write ``visit.h5``: a link to each detector's product, and a row of ``detectors/status`` for every one.
 
     The table is what counts: a link to a file that went missing is an error only when it is followed. When a visit
     is processed again, what failed loses its older product, so that none looks as if it were of the last run; what
@@ -175,8 +176,9 @@ def write_visit_master(output_dir: str | Path, visit: int, reports: Iterable[Rep
         group = file.create_group("detectors")
         group.create_dataset("status", data=np.array(rows, dtype=STATUS_DTYPE))
         for detector, status, *_ in rows:
-            if status == "done":
-                group[f"{detector:03d}"] = h5py.ExternalLink(product_path(output_dir, visit, detector).name, "/")
+            product = product_path(output_dir, visit, detector)
+            if status == "done" or product.exists():
+                group[f"{detector:03d}"] = h5py.ExternalLink(product.name, "/")
     return path
 
 
@@ -209,9 +211,14 @@ def _status_row(report: Report) -> tuple:
     return report.detector, report.status, report.error, report.path, *counts, sum(report.timings_s.values())
 
 
+def _left_nothing(report: Report) -> bool:
+    """Did it fail without a visit image? An older product would then pass for one of this run."""
+    return report.status == "failed" and not report.output
+
+
 def _remove_stale(output_dir: str | Path, visit: int, reports: list[Report]) -> None:
     """Remove older products of detectors that failed now, and first the older master, which links them."""
-    paths = [product_path(output_dir, visit, report.detector) for report in reports if report.status == "failed"]
+    paths = [product_path(output_dir, visit, report.detector) for report in reports if _left_nothing(report)]
     stale = [path for path in paths if path.exists()]
     with suppress(OSError):  # a folder that cannot be changed fails the master, too, and that is told
         for path in [visit_directory(output_dir, visit) / "visit.h5", *stale] if stale else []:

@@ -10,7 +10,9 @@ from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.target import Launch, array_module, device_function, hot_loop
 
 SIGNIFICANT_TAP = 1e-3  # of the largest |tap| of a kernel: below it a flagged or missing pixel does no harm
+SATURATED_TAP = 1e-5  # the same of a saturated one, whose light is 1e3 times the noise or more, and partly lost
 ALL_PLANES = ~MaskPlane(0)
+SATURATED = MaskPlane.SAT | MaskPlane.SAT_TEMPLATE
 _NO_DATA = np.int32(MaskPlane.NO_DATA)
 _EDGE = np.int32(MaskPlane.EDGE)
 
@@ -18,16 +20,25 @@ _EDGE = np.int32(MaskPlane.EDGE)
 def spread_mask(mask, kernels, tile_pix, *, planes=ALL_PLANES):
     """Return the mask, (ny, nx) int32, of an image convolved with ``kernels`` (tiles_y, tiles_x, k, k).
 
-    Of ``planes`` each pixel gets those that any pixel under a significant tap (|tap| > 1e-3 of the kernel's largest)
-    has; next to NO_DATA pixels and outside the image that is EDGE. Other planes, and NO_DATA, stay where they are.
+    Of ``planes`` each pixel gets those that any pixel under a significant tap (|tap| > 1e-3 of the kernel's largest,
+    1e-5 for SAT and SAT_TEMPLATE) has; next to NO_DATA pixels and outside the image that is EDGE. Other planes, and
+    NO_DATA, stay where they are.
     """
-    xp = array_module(mask)
     check_tiles(mask.shape, kernels, tile_pix)
+    mask = array_module(mask).ascontiguousarray(mask, dtype=np.int32)
+    out = _spread(mask, significant_taps(kernels), tile_pix, planes)
+    far = np.int32(int(planes) & int(SATURATED))
+    if bool((mask & far).any()):
+        out |= _spread(mask & far, significant_taps(kernels, SATURATED_TAP), tile_pix, far) & far
+    return out
+
+
+def _spread(mask, taps, tile_pix, planes):
+    xp = array_module(mask)
     out = xp.empty(mask.shape, xp.int32)
     spreading = np.int32(int(planes) & 0x7FFFFFFF & ~int(_NO_DATA) | int(_EDGE))
-    sizes = (np.int32(n) for n in (*mask.shape, kernels.shape[1], kernels.shape[3], tile_pix))
-    mask = xp.ascontiguousarray(mask, dtype=xp.int32)
-    spread_tiles(Launch.over(mask.shape), mask, significant_taps(kernels), spreading, *sizes, out)
+    sizes = (np.int32(n) for n in (*mask.shape, taps.shape[1], taps.shape[3], tile_pix))
+    spread_tiles(Launch.over(mask.shape), mask, taps, spreading, *sizes, out)
     return out
 
 
@@ -36,11 +47,11 @@ def missing_pixels(image, mask):
     return array_module(image).isnan(image) | ((mask & _NO_DATA) != 0)
 
 
-def significant_taps(kernels):
-    """(tiles_y, tiles_x, k, k) uint8: 1 where |tap| > 1e-3 of the largest of its kernel."""
+def significant_taps(kernels, least=SIGNIFICANT_TAP):
+    """(tiles_y, tiles_x, k, k) uint8: 1 where |tap| > ``least`` of the largest of its kernel."""
     xp = array_module(kernels)
     size = xp.abs(kernels)
-    return (size > SIGNIFICANT_TAP * size.max(axis=(2, 3), keepdims=True)).astype(xp.uint8)
+    return (size > least * size.max(axis=(2, 3), keepdims=True)).astype(xp.uint8)
 
 
 @device_function
@@ -116,9 +127,10 @@ def spread_mask_reference(mask, kernels, tile_pix, *, planes=ALL_PLANES) -> np.n
     border = np.where(missing, mask | _EDGE, mask) & (int(planes) & ~int(_NO_DATA) | int(_EDGE))
     half = kernels.shape[3] // 2
     padded = np.pad(border, half, constant_values=int(_EDGE))
-    taps = np.asarray(significant_taps(kernels))[:, :, ::-1, ::-1]
+    near, far = (np.asarray(significant_taps(kernels, least))[:, :, ::-1, ::-1] for least in (SIGNIFICANT_TAP, SATURATED_TAP))
     out = mask.copy()
     for y, x in np.ndindex(*mask.shape):
-        window = padded[y : y + 2 * half + 1, x : x + 2 * half + 1]
-        out[y, x] |= np.bitwise_or.reduce(window[taps[y // tile_pix, x // tile_pix] != 0], initial=0)
+        window, tile = padded[y : y + 2 * half + 1, x : x + 2 * half + 1], (y // tile_pix, x // tile_pix)
+        out[y, x] |= np.bitwise_or.reduce(window[near[tile] != 0], initial=0)
+        out[y, x] |= np.bitwise_or.reduce(window[far[tile] != 0], initial=0) & int(SATURATED)
     return out

@@ -16,6 +16,7 @@ from nightstream.kernels.target import array_module, chunks, for_each
 
 AMPLITUDE_SIGMA = 4.0  # significance of a change of the whole star's flux at which it is left out
 POINT_SIGMA = 4.5  # and of a point source in the residual, whose pixels are left out
+PEEL = 0.25  # of a stamp's most significant: weaker ones may be what that did to the fit, and wait for a later round
 MAX_LOST = 0.5  # of a stamp's pixels that may be left out before the stamp is
 CHI2_SIGMA = 4.0  # robust standard deviations of chi^2 per pixel above which a stamp is left out
 TOLERANCES = (0.02, 0.005, 0.002)  # relative error that the model may have in round 1, 2, 3 and later
@@ -58,22 +59,33 @@ def clip(residual, weights, bad_before, signal, model_error, side, fwhm_pix, rou
     """Judge stamps of ``side`` x ``side`` pixels after a round of the fit; all arrays (n, m), ``model_error`` (n,).
 
     ``weights`` are inverse variances without the model's own error, 0 on unusable pixels; pixels left out in the round
-    before are judged again. At least half of the stamps stay.
+    before are judged again. At least half of the stamps stay, and a stamp of which most would be left out is left out
+    itself or stays whole.
     """
     xp = array_module(residual)
     tolerance = xp.sqrt(TOLERANCES[min(round_, len(TOLERANCES)) - 1] ** 2 + model_error**2)
     softened = weights / (1 + weights * (tolerance[:, None] * signal) ** 2)
     bad = point_residuals(residual, softened, side, fwhm_pix)
+    information = weights * signal**2
+    without_star = _share(bad, information) > MAX_LOST
+    if int(without_star.sum()) * 2 > len(bad):  # it is the model that is wrong: without stars nothing would tell
+        bad = bad & ~without_star[:, None]
     kept = xp.where(bad_before, 0.0, weights)
-    change, error = amplitudes(residual, kept, signal)
+    hidden = _share(bad_before, information) > MAX_LOST  # the star itself may be what changed
+    change, error = amplitudes(residual, xp.where(hidden[:, None], weights, kept), signal)
     excess = xp.abs(change) / xp.sqrt(error**2 + tolerance**2)
-    good = weights > 0
-    lost = (bad & good).sum(1) / xp.maximum(good.sum(1), 1)
+    lost = _share(bad, weights > 0)
     chi2 = (xp.where(bad_before, 0.0, softened) * residual**2).sum(1) / xp.maximum((kept > 0).sum(1), 1)
     used = (excess < AMPLITUDE_SIGMA) & (lost < MAX_LOST) & (chi2 <= _chi2_limit(chi2))
     if int(used.sum()) * 2 < len(used):
         used = excess <= xp.median(excess)
-    return Clipped(used, bad)
+    return Clipped(used, bad & (lost < MAX_LOST)[:, None])
+
+
+def _share(bad, of):
+    """Return (n,) what part of the sum of ``of`` (n, m) lies on ``bad`` pixels."""
+    xp = array_module(bad)
+    return xp.where(bad, of, 0).sum(1) / xp.maximum(of.sum(1), 1e-30)
 
 
 def _chi2_limit(chi2) -> float:
@@ -94,6 +106,7 @@ def point_residuals(residual, weights, side, fwhm_pix):
     profile = xp.exp(-0.5 * (distance / (fwhm_pix / FWHM_PER_SIGMA)) ** 2)
     top = profile @ (residual * weights).reshape(-1, side, side) @ profile
     bottom = profile**2 @ weights.reshape(-1, side, side) @ profile**2
-    hit = xp.abs(top) > POINT_SIGMA * xp.sqrt(xp.maximum(bottom, 1e-30))
+    score = xp.abs(top) / xp.sqrt(xp.maximum(bottom, 1e-30))
+    hit = score > xp.maximum(POINT_SIGMA, PEEL * score.max(axis=(1, 2), keepdims=True))
     near = (distance <= int(np.ceil(fwhm_pix))).astype(xp.float64)
     return ((near @ hit.astype(xp.float64) @ near) > 0.5).reshape(residual.shape)

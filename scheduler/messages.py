@@ -44,7 +44,7 @@ class DetectorReport:
     path: str  # of the raw file
     status: str  # "done", "failed" or "missing" (there was no raw file)
     error: str = ""  # one line: what, and in which file, visit and detector
-    output: str = ""  # the product file
+    output: str = ""  # the product file; of a failed job, one with the visit image alone, if that was made
     output_bytes: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)  # dia_sources, negative, forced_sources
     summary: Mapping[str, float] = field(default_factory=dict)  # of the detector's products

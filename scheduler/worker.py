@@ -1,8 +1,9 @@
 """The worker: one detector's resident calibrations, templates and pipeline; a job in, a report out. No Ray
 here.
 
-An error of the data becomes a failed report and the worker lives on. An error that breaks the process (a GPU
-context that is gone) is raised: the executor then ends the worker and has it made anew.
+An error of the data becomes a failed report and the worker lives on; where only the difference could not be made, the
+visit image is written all the same. An error that breaks the process (a GPU context that is gone) is raised: the
+executor then ends the worker and has it made anew.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nightstream.engine.values import NO_DIFFERENCE
 from nightstream.errors import NightstreamError
 from nightstream.scheduler.messages import DetectorJob, DetectorReport, WorkerSetup
 
@@ -83,15 +85,18 @@ class DetectorWorker:
         return self._done(job, products, output, timings)
 
     def _done(self, job: DetectorJob, products: Any, output: Path, timings: Mapping[str, float]) -> DetectorReport:
-        size = output.stat().st_size
+        size, reason = output.stat().st_size, products.provenance.get(NO_DIFFERENCE, "")
         for stage, seconds in timings.items():
             logger.info("visit %d detector %d %s %.3f s", job.visit, job.detector, stage, seconds)
         logger.info("visit %d detector %d wrote %d bytes to %s", job.visit, job.detector, size, output)
+        if reason:
+            logger.error("%s", reason)
         return DetectorReport(
             visit=job.visit,
             detector=job.detector,
             path=job.path,
-            status="done",
+            status="failed" if reason else "done",
+            error=reason,
             output=str(output),
             output_bytes=size,
             counts=_counts(products),

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from nightstream.cli import app
 from nightstream.io.products import product_path, read_detector_products, read_visit_status, write_visit_master
+from nightstream.kernels.mask import MaskPlane
 from nightstream.scheduler.executor import place_setups
 from nightstream.scheduler.local_executor import LocalExecutor
 from nightstream.scheduler.messages import WorkerSetup
@@ -169,6 +170,12 @@ def move_away(path: Path) -> None:
         file["template/wcs"][()] = re.sub(r"(CRVAL2 *=) *\S+", r"\1                 12.5", text)
 
 
+def saturate_template(path: Path) -> None:
+    """Mark every pixel of a template SAT, and keep its stars."""
+    with h5py.File(path, "r+") as file:
+        file["template/mask"][...] |= int(MaskPlane.SAT)
+
+
 CALIBRATIONS = {
     "missing": (Path.unlink, "no calibrations of detector"),
     "truncated": (truncate, "could not read calibrations"),
@@ -192,14 +199,17 @@ TEMPLATES = {
 }
 
 
-def check_one_failure(survey: SmallSurvey, output: Path, visit: int, message: str, path: Path) -> None:
-    """Process a visit; the first detector must fail with ``message`` and name ``path``, the second must be done."""
+def check_one_failure(survey: SmallSurvey, output: Path, visit: int, message: str, path: Path, kept: bool = False) -> None:
+    """Process a visit; the first detector must fail with ``message`` and name ``path``, the second must be done.
+
+    What failed leaves no product, unless its visit image is ``kept``."""
     summary, reports = process(survey, output, visit)
     error = reports[BAD].error
     assert re.search(message, error), error
     assert "\n" not in error and f"[visit {visit}, detector {BAD}, file {path}]" in error
     assert [frame.status for frame in summary.visits[0].frames] == ["failed", "done"] and not summary.is_complete
-    assert files_under(output) == [f"visit={visit}/detector=001.h5", f"visit={visit}/visit.h5"]
+    products = [f"visit={visit}/detector={detector:03d}.h5" for detector in ((BAD, GOOD) if kept else (GOOD,))]
+    assert files_under(output) == [*products, f"visit={visit}/visit.h5"]
     rows = read_visit_status(output / f"visit={visit}" / "visit.h5")
     assert [(row["status"], row["error"]) for row in rows] == [("failed", error), ("done", "")]
     assert len(read_detector_products(product_path(output, visit, GOOD)).dia_sources["ra"]) > 0
@@ -226,12 +236,26 @@ def test_bad_calibrations_fail_their_detector_alone(case, survey, tmp_path):
 
 @pytest.mark.parametrize("case", TEMPLATES)
 def test_bad_template_fails_its_detector_alone(case, survey, tmp_path):
-    """A template that is absent, broken, of something else or of another field is named."""
+    """A template that is absent, broken, of something else or of another field is named; the last leaves a visit image."""
     breaker, message = TEMPLATES[case]
     breaker(survey.template(BAD))
     visit = survey.visits[0]
-    path = survey.raw(visit, BAD) if case == "elsewhere" else survey.template(BAD)
-    check_one_failure(survey, tmp_path / "out", visit, message, path)
+    elsewhere = case == "elsewhere"
+    path = survey.raw(visit, BAD) if elsewhere else survey.template(BAD)
+    check_one_failure(survey, tmp_path / "out", visit, message, path, kept=elsewhere)
+
+
+def test_failed_difference_keeps_the_visit_image(survey, tmp_path):
+    """A template without a usable star fails its detector, in one line; the calibrated image stays, and says why it is alone."""
+    visit, output = survey.visits[0], tmp_path / "out"
+    saturate_template(survey.template(BAD))
+    message = "no usable star among .* for the matching kernel: .* with bad pixels"
+    check_one_failure(survey, output, visit, message, survey.raw(visit, BAD), kept=True)
+    kept = read_detector_products(product_path(output, visit, BAD))
+    assert kept.difference is None and re.match(message, kept.provenance["no_difference"])
+    assert kept.summary["n_psf_stars"] > 0 and np.isfinite(kept.visit_image.pixels.image).any()
+    with h5py.File(output / f"visit={visit}" / "visit.h5") as master:
+        assert set(master["detectors"]) == {"status", "000", "001"}
 
 
 def test_flat_of_another_band_fails_the_detector(survey, tmp_path):

@@ -63,3 +63,13 @@ def test_masks_only_grow():
     mask = rng.integers(0, 2**13, (40, 40)).astype(np.int32) * (rng.random((40, 40)) < 0.05)
     out = spread_mask(mask.astype(np.int32), kernels_for((40, 40), 5), TILE)
     assert ((out & mask) == mask).all()
+
+
+def test_saturation_reaches_further():
+    """A tap of 1e-4 of the largest carries saturation on, and no defect."""
+    kernels = np.zeros((1, 1, 7, 7), np.float32)
+    kernels[0, 0, 3, 3:7] = 1, 0, 0, 1e-4
+    mask = np.zeros((30, 30), np.int32)
+    mask[10, 10], mask[20, 20] = MaskPlane.SAT, MaskPlane.BAD
+    got = spread_mask(mask, kernels, 32)
+    assert got[10, 13] == MaskPlane.SAT and not got[20, 23]

@@ -80,3 +80,20 @@ def test_masked_pixels_hide_nothing_and_cost_nothing(target):
     residual[0, :50], weights[0, :50] = 1e9, 0
     near = point_residuals(target.array(residual), target.array(weights), SIDE, FWHM)
     assert target.host(near).mean() < 0.01
+
+
+def test_what_is_worst_goes_first(target):
+    """Beside a transient as bright as the star, what a hundredth of it would leave elsewhere stays for a later round."""
+    residual, weights, signal = stamps()
+    residual[5] += star(3e4, 8, -6) + star(3e3, -8, 6)
+    _, bad = judge(target, residual, weights, signal, round_=1)
+    lost = bad[5].reshape(SIDE, SIDE)
+    assert lost[SIDE // 2 - 6, SIDE // 2 + 8] and not lost[SIDE // 2 + 6, SIDE // 2 - 8]
+
+
+def test_a_stamp_that_fits_nowhere_is_left_out_as_a_whole(target):
+    """No stamp keeps its place in the fit without any of its pixels."""
+    residual, weights, signal = stamps()
+    residual += 30 / np.sqrt(weights)
+    used, bad = judge(target, residual, weights, signal)
+    assert used.any() and not bad[used].any()

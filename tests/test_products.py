@@ -208,10 +208,12 @@ def test_unreadable_files_are_named(tmp_path):
         read_detector_products(master)
 
 
-def report(detector, status="done", error=""):
+def report(detector, status="done", error="", output=""):
     """Return what the scheduler reports of one detector."""
     counts = {"dia_sources": 4, "forced_sources": 2} if status == "done" else {}
-    return SimpleNamespace(detector=detector, path="raw.fits", status=status, error=error, counts=counts, timings_s={"isr": 0.5})
+    return SimpleNamespace(
+        detector=detector, path="raw.fits", status=status, error=error, output=output, counts=counts, timings_s={"isr": 0.5}
+    )  # fmt: skip
 
 
 def test_visit_master_links_and_tells(tmp_path):
@@ -250,6 +252,16 @@ def test_master_of_a_rerun_speaks_of_what_is_there(tmp_path):
     ]
     with h5py.File(path) as file:
         assert set(file["detectors"]) == {"status", "005", "007", "009"}
+
+
+def test_product_of_a_failed_difference_is_kept_and_linked(tmp_path):
+    """A detector that failed and left a visit image keeps its file; the status says that it failed."""
+    visit = 2026112200123
+    output = write_detector_products(tmp_path, make_products(3))
+    path = write_visit_master(tmp_path, visit, [report(3, "failed", "no star", str(output))])
+    assert [(row["status"], row["error"]) for row in read_visit_status(path)] == [("failed", "no star")]
+    with h5py.File(path) as file:
+        assert file["detectors/003/visit_image/image"].shape == SHAPE
 
 
 def test_rounding_keeps_the_noise(tmp_path):

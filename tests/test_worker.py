@@ -58,6 +58,15 @@ def test_report_tells_what_was_done(tmp_path):
     assert pickle.loads(pickle.dumps(report)) == report
 
 
+def test_failed_difference_is_a_failure_with_a_product(tmp_path):
+    """What has a visit image and a reason for no difference is written, and reported as failed with that reason."""
+    made = products()
+    made.provenance["no_difference"] = "no usable star [visit 7, detector 3]"
+    report = make_worker(tmp_path, process=lambda raw: made).process(JOB)
+    assert (report.status, report.error) == ("failed", "no usable star [visit 7, detector 3]")
+    assert report.output_bytes == 100 and report.summary == {"psf_fwhm_pix": 4.5}
+
+
 def test_stages_are_built_once(tmp_path):
     """Calibrations stay resident from the first job on."""
     built = []

@@ -14,7 +14,7 @@ from nightstream.engine.values import Exposure, MaskedImage, Template, WarpedTem
 from nightstream.errors import InputError, UnprocessableError
 from nightstream.kernels.centroid import fit_centroids
 from nightstream.kernels.distortion import fit_distortion
-from nightstream.kernels.registration import fit_affine, match_stars
+from nightstream.kernels.registration import fit_affine, fit_similarity, match_stars
 from nightstream.kernels.target import array_module
 from nightstream.kernels.wcs import Wcs
 
@@ -22,6 +22,8 @@ MAX_STARS = 1000  # brightest of either image that are matched
 OFFSET_WITH_WCS_PIX, ROTATION_WITH_WCS_DEG = 30.0, 0.5
 PIXEL_ARCSEC = 0.2  # of the grid made up for images without WCS
 CORNERS = np.array([0.0, 0.5, 1.0])  # of the image, where two WCSs are compared
+ENOUGH_STARS = 6  # in both images: when these do not match, the WCS is wrong; of fewer, it may be the stars
+MAX_CORNER_LEVERAGE = 1.0  # variance of an affine map at the image's corners, in units of one star's: no extrapolation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +46,10 @@ def align(science: PreparedImage, template: PreparedImage, config: AlignConfig, 
     """Bring ``template`` to the grid of ``science``; see `AlignConfig.mode`.
 
     Images that are not aligned are matched by their stars, from the WCSs where both have one, at any shift and rotation
-    where not; the map is affine plus a distortion as far as the stars ask for it. Raises InputError for a mode that the
-    images do not allow, UnprocessableError when the stars do not match.
+    where not; the map is affine plus a distortion as far as the stars ask for it. Stars too few or too close together
+    for that correct the WCS by a shift alone; where there are fewer than `ENOUGH_STARS` and they do not match, the WCS is
+    taken as it is, and ``n_matched_stars`` is 0. Raises InputError for a mode that the images do not allow,
+    UnprocessableError when the stars do not match.
     """
     mode = choose_mode(science.exposure, template.exposure, config)
     if mode == "none":
@@ -111,22 +115,27 @@ def _register(
     """Return the science WCS corrected so that its stars lie on the template's, and how well they do."""
     ours, theirs = (_stars(image, config.min_snr) for image in (science, template))
     predicted = science_wcs.pixel_from_sky(*template_wcs.sky_from_pixel(theirs["x"], theirs["y"]))
-    reach = OFFSET_WITH_WCS_PIX if mode == "wcs" else float(max(science.exposure.pixels.shape))
-    rotation = ROTATION_WITH_WCS_DEG if mode == "wcs" else 180.0
-    first, second = match_stars(
-        ours["x"], ours["y"], ours["flux"], *predicted, theirs["flux"],
-        max_offset_pix=config.max_offset_pix or reach, tolerance_pix=config.tolerance_pix,
-        max_rotation_deg=rotation if config.max_rotation_deg is None else config.max_rotation_deg,
-    )  # fmt: skip
+    shape = science.exposure.pixels.shape
+    try:
+        first, second = _match(ours, theirs, predicted, shape, mode, config)
+    except UnprocessableError:
+        if mode == "stars" or min(len(ours["x"]), len(theirs["x"])) >= ENOUGH_STARS:
+            raise
+        return science_wcs, {"n_matched_stars": 0}
     x, y = ours["x"][first], ours["y"][first]
-    affine, _, _ = fit_affine(x, y, predicted[0][second], predicted[1][second])
-    corrected = science_wcs.with_affine(affine)
+    free = _corner_leverage(x, y, shape) <= MAX_CORNER_LEVERAGE
+    there = predicted[0][second], predicted[1][second]
+    corrected = science_wcs
+    if free:
+        corrected = science_wcs.with_affine(fit_affine(x, y, *there)[0])
+    elif mode == "stars":
+        corrected = science_wcs.with_affine(fit_similarity(x, y, *there))
     ra, dec = template_wcs.sky_from_pixel(theirs["x"][second], theirs["y"][second])
     error = np.hypot(ours["error"][first], theirs["error"][second])
-    ny, nx = science.exposure.pixels.shape
     distortion, used = fit_distortion(
-        x, y, *corrected.offset_to_sky(x, y, ra, dec), error, bounds=(0, nx - 1, 0, ny - 1), max_order=config.distortion_order
-    )
+        x, y, *corrected.offset_to_sky(x, y, ra, dec), error, bounds=(0, shape[1] - 1, 0, shape[0] - 1),
+        max_order=config.distortion_order if free else 0,
+    )  # fmt: skip
     fitted = corrected.with_distortion(distortion)
     offset = np.hypot(*fitted.offset_to_sky(x[used], y[used], ra[used], dec[used]))
     return fitted, {
@@ -136,14 +145,36 @@ def _register(
     }
 
 
+def _match(ours, theirs, predicted, shape, mode: str, config: AlignConfig):
+    """Return the indices of stars that are pairs; ``predicted`` is where the template's lie by the WCSs, if these hold."""
+    reach = OFFSET_WITH_WCS_PIX if mode == "wcs" else float(max(shape))
+    rotation = ROTATION_WITH_WCS_DEG if mode == "wcs" else 180.0
+    return match_stars(
+        ours["x"], ours["y"], ours["flux"], *predicted, theirs["flux"],
+        max_offset_pix=config.max_offset_pix or reach, tolerance_pix=config.tolerance_pix,
+        max_rotation_deg=rotation if config.max_rotation_deg is None else config.max_rotation_deg,
+    )  # fmt: skip
+
+
+def _corner_leverage(x, y, shape) -> float:
+    """Return the variance of an affine fit to stars at ``x, y`` at the worst corner of the image; one star's is 1."""
+    ny, nx = shape
+    design = np.stack([np.ones_like(x), 2 * x / nx - 1, 2 * y / ny - 1], axis=1)
+    corners = np.array([(1.0, u, v) for u in (-1, 1) for v in (-1, 1)])
+    normal = design.T @ design
+    if np.linalg.matrix_rank(normal) < 3:
+        return np.inf
+    return float(np.einsum("ki,ij,kj->k", corners, np.linalg.inv(normal), corners).max())
+
+
 def _stars(image: PreparedImage, min_snr: float) -> dict[str, np.ndarray]:
-    """Centroids, fluxes and errors (host) of the brightest sources that centre well."""
+    """Centroids, fluxes and errors (host) of the brightest sources that centre well; empty for none."""
     found, pixels, exposure = image.found, image.exposure.pixels, image.exposure
     xp = array_module(pixels.image)
     bright = xp.flatnonzero(found.snr >= min_snr)
     bright = bright[xp.argsort(-found.snr[bright], kind="stable")[:MAX_STARS]]
     if int(bright.size) == 0:
-        raise UnprocessableError(f"no source of S/N {min_snr:g} to align on, among {len(found)} found")
+        return {name: np.zeros(0) for name in ("x", "y", "flux", "error")}
     fitted = fit_centroids(pixels.image, pixels.mask, pixels.variance, found.x[bright], found.y[bright], exposure.psf)
     fitted = {name: to_host(column) for name, column in fitted.items()}
     good = ~fitted["flag"] & (fitted["flux"] > 0)

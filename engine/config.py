@@ -95,6 +95,9 @@ class PrepareConfig(Section):
     sizing_snr: float = Field(20.0, gt=0)  # of sources whose size is measured
     background_bin_pix: int = Field(128, ge=16)  # pixels; side of a bin of the mesh that the sky is fitted to
     sky_order: int = Field(2, ge=0, le=4)  # of the polynomial through the mesh; lower when there are few bins
+    # Bring a given variance to the scatter of the sky by one factor, where neighbours there are independent: weight maps of
+    # other pipelines are often a few per cent off. Where resampling has tied pixels together their scatter says too little.
+    scale_variance: bool = True
     threshold: float = Field(5.0, gt=0)  # sigma; detection of sources, the stars of the matching kernel among them
     psf_order: int = Field(2, ge=0, le=4)  # of the polynomial by which the PSF varies; lowered when stars are few
     psf_min_snr: float = Field(50.0, gt=0)  # of a PSF star; down to sizing_snr where fewer than ten sources have that

@@ -13,12 +13,14 @@ from nightstream.engine.config import PrepareConfig
 from nightstream.engine.values import Array, Exposure, MaskedImage, ReducedImage
 from nightstream.errors import InputError, UnprocessableError
 from nightstream.kernels.background import BackgroundMesh, background_mesh
+from nightstream.kernels.decorrelation import DEFAULT_SKY_PLANES
 from nightstream.kernels.detection import Detections, detect, mark_detected
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.moments import gaussian_moments
 from nightstream.kernels.psf import FWHM_PER_SIGMA, PsfModel
 from nightstream.kernels.psf_fit import fit_psf
 from nightstream.kernels.psf_stars import densest_point, select_psf_stars
+from nightstream.kernels.sky_correlation import sky_correlation
 from nightstream.kernels.target import array_module
 
 MIN_BINS, SMALLEST_BIN_PIX = 4, 16  # along each axis of the mesh of the sky
@@ -28,6 +30,7 @@ SIZING_STARS = 300  # most sources whose sizes say what the FWHM is
 FAINT_SIGMA = 2.0  # of the sky: below it a pixel's excess is noise, and adds none to its variance
 PSF_WIDTH_FWHM = 6.0  # side of the PSF image in FWHMs
 PSF_SIZE_LIMITS = (25, 61)  # pixels, odd
+MAX_CORRELATION = 0.05  # of neighbours on the sky; above it their scatter does not say what their variance is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +49,9 @@ def prepare_image(reduced: ReducedImage, config: PrepareConfig) -> PreparedImage
 
     The sky is a polynomial of low order through the levels of a mesh: whatever is left is smooth, and a difference fits
     and removes it with far less noise than a mesh has. The variance is the sky's, plus the photons of pixels that stand
-    clearly above it, so that on empty sky it carries no noise; without a given variance it is scaled by the scatter of
-    the sky (LSST's scaleVariance). Raises InputError for an image of the wrong shape, UnprocessableError when there is
-    no usable star for the PSF.
+    clearly above it, so that on empty sky it carries no noise, and scaled to the scatter of the sky (LSST's scaleVariance).
+    A given variance is kept but for such a factor, which it gets where the sky's pixels are independent. Raises InputError
+    for an image of the wrong shape, UnprocessableError when there is no usable star for the PSF.
     """
     image, mask = _checked(reduced)
     guess = estimate_fwhm(image, mask, config)
@@ -59,7 +62,10 @@ def prepare_image(reduced: ReducedImage, config: PrepareConfig) -> PreparedImage
     mesh = background_mesh(image, mask, bin_pix=_bin_pix(image, config), estimator="mean", outlier_sigma=OUTLIER_SIGMA)
     sky = mesh.image("polynomial", order=config.sky_order)
     light = image - sky
-    variance, scale = expected_variance(reduced, light, sky, mesh)
+    if reduced.variance is None:
+        variance, scale = expected_variance(reduced, light, sky, mesh)
+    else:
+        variance, scale = given_variance(reduced.variance, light, mask, config)
     pixels = MaskedImage(light, mask, variance)
     psf, used = _model_psf(pixels, guess, config)
     ny, nx = image.shape
@@ -139,11 +145,10 @@ def _psf_size(fwhm_pix) -> int:
 
 
 def expected_variance(reduced: ReducedImage, light, sky, mesh: BackgroundMesh):
-    """Return the variance plane, float32, and the factor by which the sky's scatter scaled it."""
+    """Return the variance plane, float32, made of sky, gain and read noise, and the factor by which the sky's scatter
+    scaled it."""
     xp = array_module(light)
     measured = float(xp.median(mesh.noise) ** 2)
-    if reduced.variance is not None:
-        return reduced.variance.astype(xp.float32), 1.0
     sky_variance = xp.maximum(sky, 0) / (reduced.gain or 1.0) + (reduced.read_noise / (reduced.gain or 1.0)) ** 2
     predicted = float(xp.median(sky_variance))
     gain = reduced.gain
@@ -154,6 +159,23 @@ def expected_variance(reduced: ReducedImage, light, sky, mesh: BackgroundMesh):
     photons = xp.where(light > FAINT_SIGMA * sigma, light, 0) / xp.float32(gain) if gain else xp.float32(0)
     scale = measured / predicted
     return (xp.nan_to_num(sky_variance + photons, nan=measured) * xp.float32(scale)).astype(xp.float32), scale
+
+
+def given_variance(variance, light, mask, config: PrepareConfig):
+    """Return a given ``variance`` as float32, scaled to the scatter of the sky (``light``), and the factor.
+
+    The factor is 1 where `PrepareConfig.scale_variance` says so, and where neighbours correlate: pixels of a resampled
+    image scatter by less than the noise that they share, and so do those that lie in the light of a large object by more.
+    """
+    xp = array_module(light)
+    variance = variance.astype(xp.float32)
+    correlation = sky_correlation(light, mask, variance, planes=DEFAULT_SKY_PLANES, reach=1)
+    correlation[1, 1] = 0.0
+    if not config.scale_variance or not np.abs(correlation).max() < MAX_CORRELATION:
+        return variance, 1.0
+    pull = background_mesh(light / xp.sqrt(variance), mask, bin_pix=config.background_bin_pix, estimator="mean")
+    scale = float(xp.median(pull.noise) ** 2)
+    return variance * xp.float32(scale), scale
 
 
 def _model_psf(pixels: MaskedImage, fwhm_pix: float, config: PrepareConfig) -> tuple[PsfModel, int]:

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from nightstream.engine.align import Aligned, align
 from nightstream.engine.blas import use_one_blas_thread
 from nightstream.engine.config import SubtractConfig
@@ -13,8 +15,9 @@ from nightstream.engine.difference import evenly, subtract_aligned
 from nightstream.engine.memory import to_host
 from nightstream.engine.prepare import PreparedImage, prepare_image
 from nightstream.engine.score_image import make_score_image
-from nightstream.engine.values import ReducedImage, Subtraction
+from nightstream.engine.values import Exposure, ReducedImage, Subtraction
 from nightstream.errors import NightstreamError, UnprocessableError
+from nightstream.kernels.photometry import psf_flux
 from nightstream.kernels.target import array_module
 
 
@@ -37,8 +40,16 @@ def subtract_images(science: ReducedImage, template: ReducedImage, config: Subtr
     summary = {f"{name}_{key}": v for name, image in zip(names, prepared, strict=True) for key, v in image.summary.items()}
     return Subtraction(
         result=result, science=exposure, template=aligned.template, score=score,
-        diagnostics=summary | aligned.diagnostics | result.diagnostics,
+        diagnostics=summary | aligned.diagnostics | result.diagnostics | photometric_scale(result.diagnostics),
     )  # fmt: skip
+
+
+def photometric_scale(diagnostics: dict[str, float]) -> dict[str, float]:
+    """Return science flux over template flux and its error, whichever image the kernel was fitted to."""
+    scale, error = diagnostics["kernel_sum"], diagnostics.get("kernel_sum_error", float("nan"))
+    if diagnostics.get("convolved_science"):
+        scale, error = 1 / scale, error / scale**2
+    return {"photometric_scale": scale, "photometric_scale_error": error}
 
 
 def _prepare(image: ReducedImage, config: SubtractConfig, name: str) -> PreparedImage:
@@ -50,7 +61,10 @@ def _prepare(image: ReducedImage, config: SubtractConfig, name: str) -> Prepared
 
 def kernel_stars(science: PreparedImage, template: PreparedImage, aligned: Aligned, config: SubtractConfig) -> tuple:
     """Return x, y (host, science pixels) of the template's sources that are bright enough on the science image too, evenly
-    spread, best ones first. Raises UnprocessableError when there is none."""
+    spread, best ones first. Raises UnprocessableError when there is none.
+
+    They stand out of what surrounds them, too: noise makes many peaks on the light of a large galaxy, which are no stars.
+    """
     found, score = template.found, science.found.score
     xp = array_module(score)
     positive = xp.flatnonzero(found.snr > 0)
@@ -67,4 +81,14 @@ def kernel_stars(science: PreparedImage, template: PreparedImage, aligned: Align
         )
     x, y, snr = x[bright], y[bright], snr[bright]
     order = evenly(x, y, snr, config.difference)
+    standing = _stands_out(science.exposure, x[order], y[order], config.difference.kernel_min_snr)
+    order = order[standing] if standing.any() else order
     return x[order], y[order]
+
+
+def _stands_out(exposure: Exposure, x, y, min_snr: float) -> np.ndarray:
+    """Return (host bool) which places hold a point source of ``min_snr`` above a constant all around."""
+    pixels = exposure.pixels
+    xp = array_module(pixels.image)
+    flux = psf_flux(pixels.image, pixels.mask, pixels.variance, xp.asarray(x), xp.asarray(y), exposure.psf, background=True)
+    return to_host(flux["flux"] >= min_snr * flux["flux_err"])

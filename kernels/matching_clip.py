@@ -17,6 +17,7 @@ from nightstream.kernels.target import array_module, chunks, for_each
 AMPLITUDE_SIGMA = 4.0  # significance of a change of the whole star's flux at which it is left out
 POINT_SIGMA = 4.5  # and of a point source in the residual, whose pixels are left out
 PEEL = 0.25  # of a stamp's most significant: weaker ones may be what that did to the fit, and wait for a later round
+MAX_LOST_LIGHT = 0.5  # of a star's own light: beyond, it is the star that does not fit, not a source near it
 MAX_LOST = 0.5  # of a stamp's pixels that may be left out before the stamp is
 CHI2_SIGMA = 4.0  # robust standard deviations of chi^2 per pixel above which a stamp is left out
 TOLERANCES = (0.02, 0.005, 0.002)  # relative error that the model may have in round 1, 2, 3 and later
@@ -58,27 +59,24 @@ def amplitudes(residual, weights, signal):
 def clip(residual, weights, bad_before, signal, model_error, side, fwhm_pix, round_) -> Clipped:
     """Judge stamps of ``side`` x ``side`` pixels after a round of the fit; all arrays (n, m), ``model_error`` (n,).
 
-    ``weights`` are inverse variances without the model's own error, 0 on unusable pixels; pixels left out in the round
-    before are judged again. At least half of the stamps stay, and a stamp of which most would be left out is left out
-    itself or stays whole.
+    Pixels near a point-like residual are left out unless they hold most of a star's own light: a star is judged as a whole,
+    for its wings alone would say nothing. ``weights`` are inverse variances without the model's own error, 0 on unusable
+    pixels; pixels left out in the round before are judged again. At least half of the stamps stay: when more do not fit, it
+    is the model that does not, and all of their pixels count.
     """
     xp = array_module(residual)
     tolerance = xp.sqrt(TOLERANCES[min(round_, len(TOLERANCES)) - 1] ** 2 + model_error**2)
     softened = weights / (1 + weights * (tolerance[:, None] * signal) ** 2)
     bad = point_residuals(residual, softened, side, fwhm_pix)
-    information = weights * signal**2
-    without_star = _share(bad, information) > MAX_LOST
-    if int(without_star.sum()) * 2 > len(bad):  # it is the model that is wrong: without stars nothing would tell
-        bad = bad & ~without_star[:, None]
+    bad = bad & (_share(bad, xp.where(weights > 0, xp.abs(signal), 0.0)) <= MAX_LOST_LIGHT)[:, None]
     kept = xp.where(bad_before, 0.0, weights)
-    hidden = _share(bad_before, information) > MAX_LOST  # the star itself may be what changed
-    change, error = amplitudes(residual, xp.where(hidden[:, None], weights, kept), signal)
+    change, error = amplitudes(residual, kept, signal)
     excess = xp.abs(change) / xp.sqrt(error**2 + tolerance**2)
     lost = _share(bad, weights > 0)
     chi2 = (xp.where(bad_before, 0.0, softened) * residual**2).sum(1) / xp.maximum((kept > 0).sum(1), 1)
     used = (excess < AMPLITUDE_SIGMA) & (lost < MAX_LOST) & (chi2 <= _chi2_limit(chi2))
     if int(used.sum()) * 2 < len(used):
-        used = excess <= xp.median(excess)
+        used, bad = excess <= xp.median(excess), xp.zeros_like(bad)
     return Clipped(used, bad & (lost < MAX_LOST)[:, None])
 
 

@@ -69,6 +69,11 @@ class StampFit:
         """Kernel sum at the centre of the image."""
         return float(self.table[0, 0])
 
+    @property
+    def scale_error(self) -> float:
+        """Its standard error, for stars that scatter about the model by their noise alone."""
+        return float(self.solution.covariance[0, 0]) ** 0.5
+
     def diagnostics(self) -> dict[str, float]:
         """Numbers for the record of the difference."""
         return {
@@ -76,6 +81,7 @@ class StampFit:
             "n_stamps_used": int(self.used.sum()),
             "condition_number": self.solution.condition,
             "kernel_sum": self.scale,
+            "kernel_sum_error": self.scale_error,
             "background": float(self.table[-1, 0]),
             "spatial_order": self.candidate.order,
             "basis_functions": self.candidate.functions,

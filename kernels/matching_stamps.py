@@ -24,7 +24,7 @@ class Stamps:
     good: Any  # (n, m) bool
     x: Any  # (n,) position of the stamp's centre
     y: Any
-    outside: int  # positions dropped because the stamp leaves the image
+    outside: int  # positions dropped because the kernel leaves the image at the star itself
     bad: int  # and because of bad pixels
 
     @property
@@ -42,17 +42,21 @@ class Stamps:
 
 
 def gather_stamps(source, target, x, y, basis: KernelBasis, inner: int, planes: int) -> Stamps:
-    """Cut stamps of ``inner`` pixels (source: plus the kernel's reach) around the pixels nearest to ``x,
-    y``."""
+    """Cut stamps of ``inner`` pixels (source: plus the kernel's reach) around the pixels nearest to ``x, y``.
+
+    What lies beyond the image is bad, and so are the pixels whose kernel reaches there: a star near the border counts with
+    the side that is left, if that is most of it.
+    """
     xp = array_module(source[0])
-    reach = basis.size // 2
+    reach, shape = basis.size // 2, source[0].shape
     ix, iy = (xp.rint(xp.asarray(c)).astype(xp.int64) for c in (x, y))
-    inside = _inside(ix, iy, source[0].shape, inner // 2 + reach)
+    inside = _inside(ix, iy, shape, reach + CORE_PIX)
     ix, iy = ix[inside], iy[inside]
-    outer = _cutter(ix, iy, inner + 2 * reach, xp)
-    cut = _cutter(ix, iy, inner, xp)
+    outer, outer_beyond = _cutter(ix, iy, inner + 2 * reach, shape, xp)
+    cut, beyond = _cutter(ix, iy, inner, shape, xp)
     values, level = source[0][outer], target[0][cut]
-    source_bad, target_bad = _bad(values, source[1][outer], planes), _bad(level, target[1][cut], planes)
+    source_bad = outer_beyond | _bad(values, source[1][outer], planes)
+    target_bad = beyond | _bad(level, target[1][cut], planes)
     good = ~(target_bad | _under_kernel(source_bad, basis.size))
     keep = _usable(good, target_bad, source_bad[:, reach : reach + inner, reach : reach + inner], inner)
     xp.copyto(values, xp.float32(0), where=source_bad)
@@ -69,9 +73,13 @@ def _inside(ix, iy, shape, margin):
     return (ix >= margin) & (ix < nx - margin) & (iy >= margin) & (iy < ny - margin)
 
 
-def _cutter(ix, iy, side, xp):
+def _cutter(ix, iy, side, shape, xp):
+    """Return the rows and columns of stamps, kept within the image of ``shape``, and (n, side, side) bool of those beyond."""
     offset = xp.arange(side) - side // 2
-    return (iy[:, None] + offset)[:, :, None], (ix[:, None] + offset)[:, None, :]
+    rows, columns = (iy[:, None] + offset)[:, :, None], (ix[:, None] + offset)[:, None, :]
+    ny, nx = shape
+    beyond = (rows < 0) | (rows >= ny) | (columns < 0) | (columns >= nx)
+    return (xp.clip(rows, 0, ny - 1), xp.clip(columns, 0, nx - 1)), beyond
 
 
 def _bad(image, mask, planes):

@@ -18,14 +18,14 @@ from nightstream.kernels.target import Launch, array_module, device_function, ho
 MIN_SEEN = 0.5  # share of sum(P^2) that must lie on usable pixels for a flux to be unflagged
 
 
-def psf_flux(image, mask, variance, x, y, psf, *, planes=None) -> dict:
+def psf_flux(image, mask, variance, x, y, psf, *, planes=None, background=False) -> dict:
     """Fit the flux of a point source at each fixed position.
 
     ``image`` float32, ``mask`` int32, ``variance`` float32 are (ny, nx); ``x, y`` (n,) pixels; ``psf`` a
     `PsfModel` in the same library. ``F = sum(w P D) / sum(w P^2)`` with w the inverse of a smooth model of
     the variances in the stamp (`model_weights`), so that a variance plane made from the image itself does not
     bias the flux; ``F_err^2 = sum(w^2 P^2 V) / sum(w P^2)^2`` with V the variance plane. Pixels in ``planes``
-    (default `MaskPlane.unusable`), NaN or off the image do not enter.
+    (default `MaskPlane.unusable`), NaN or off the image do not enter. ``background`` adds a free constant to the fit.
 
     Returns (n,) columns: flux, flux_err (unit of image), chi2, n_pixels, flag (less than half of sum(P^2) on
     usable pixels, or no flux at all), flag_edge (stamp reaches off the image). A
@@ -37,6 +37,8 @@ def psf_flux(image, mask, variance, x, y, psf, *, planes=None) -> dict:
     known = xp.isfinite(x) & xp.isfinite(y)
     templates = psf.stamps(xp.where(known, x, 0), xp.where(known, y, 0))[:, None]
     weights, seen = model_weights(image, mask, variance, column, row, templates, planes=planes)
+    if background:
+        templates = xp.concatenate([templates, xp.ones_like(templates)], axis=1)
     fit = fit_stamps(image, mask, variance, column, row, templates, weights, planes=planes)
     flux = fit.coefficients[:, 0]
     return {

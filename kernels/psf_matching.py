@@ -30,6 +30,8 @@ from nightstream.kernels.matching_stamps import gather_stamps
 from nightstream.kernels.psf import polynomial_terms
 from nightstream.kernels.target import array_module
 
+MIN_SCALE_SIGMA = 5.0  # errors by which the photometric scale must be positive: 20 % is no photometry, but still a match
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MatchingKernel:
@@ -131,7 +133,7 @@ def fit_matching_kernel(
     With ``constant_scale`` the kernel's sum is the same everywhere. Stars that changed between the images, and what else
     does not fit, are left out and the fit repeated. Float64 throughout.
 
-    Raises UnprocessableError, with counts, when no stamp is usable.
+    Raises UnprocessableError, with counts, when no stamp is usable, or all of them too faint to tell the scale.
     """
     xp = array_module(source[0])
     shape = source[0].shape
@@ -147,6 +149,11 @@ def fit_matching_kernel(
         stamps, u, v, functions, _candidates(functions, stamps.count, spatial_order, background_order),
         constant_scale=constant_scale, fwhm_pix=target_fwhm_pix, max_iterations=max_iterations,
     )  # fmt: skip
+    if not fit.scale > MIN_SCALE_SIGMA * fit.scale_error:
+        raise UnprocessableError(
+            f"the {stamps.count} usable stars do not say how bright one image is against the other: "
+            f"{fit.scale:.3g} +- {fit.scale_error:.2g}"
+        )
     coefficients, background = fit.unpack()
     used = functions.images[: len(coefficients)]
     return MatchingKernel(used, coefficients, background, shape, fit.diagnostics())

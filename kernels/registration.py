@@ -59,7 +59,7 @@ def match_stars(
                 f"matched {len(i)} of {len(first)} and {len(second)} stars within {radius:.3g} pixels, wanted {min_matches}"
             )
         pairs = first.x[i], first.y[i], second.x[j], second.y[j]
-        matrix = fit_affine(*pairs)[0] if len(i) >= 6 else _fit_similarity(*pairs)
+        matrix = fit_affine(*pairs)[0] if len(i) >= 6 else fit_similarity(*pairs)
     order = xp.argsort(first.index[i])
     return first.index[i][order], second.index[j][order]
 
@@ -233,7 +233,7 @@ def apply_affine(matrix, x, y):
     return tuple(row[0] * x + row[1] * y + row[2] for row in matrix)
 
 
-def _fit_similarity(x_from, y_from, x_to, y_to):
+def fit_similarity(x_from, y_from, x_to, y_to):
     """Return the 2x3 map of shift, rotation and scale of least squares: z_to = c + s z_from with complex z = x + iy, c, s."""
     xp = array_module(x_from)
     mid = [float(values.mean()) for values in (x_from, y_from, x_to, y_to)]

@@ -53,6 +53,14 @@ def test_pixels_near_a_transient_are_left_out_and_the_star_stays(target):
     assert used[5] and lost[SIDE // 2 - 6, SIDE // 2 + 8] and not lost[SIDE // 2, SIDE // 2]
 
 
+def test_a_star_that_moved_is_left_out_as_a_whole(target):
+    """Its core, where both lobes of the residual are, is most of its light: the wings alone must not stay in the fit."""
+    residual, weights, signal = stamps()
+    residual[9] += star(3e4, 0.5) - signal[9]
+    used, bad = judge(target, residual, weights, signal)
+    assert not used[9] and used.sum() >= N - 2 and not bad[9].any()
+
+
 def test_what_the_model_may_be_wrong_by_is_forgiven(target):
     """A model known to 3 % keeps a star that is off by 3 %; one known to 0.1 % does not."""
     residual, weights, signal = stamps(flux=3e5)

@@ -202,6 +202,27 @@ def test_sigmas_and_size_follow_the_psf_sizes():
     assert [choose_size(f) for f in (2.0, 4.25, 6.0, 20.0)] == [21, 31, 43, 61]
 
 
+@pytest.mark.parametrize("place", [22.0, 27.0])
+def test_stars_near_the_border_count_with_the_side_that_is_left(place):
+    """Where half a stamp and the kernel's reach, 36 pixels here, do not fit, 6 stars still give the flux ratio to 1 %.
+
+    Six stars of S/N 200, half of whose light is left in both images, allow 0.4 %.
+    """
+    source, target, x, y = scene(n=6, scale=0.7)
+    for plane in (source[0], target[0]):
+        plane[:] = 0
+    y[:] = place
+    x[:] = np.linspace(40, 260, 6)
+    rng = np.random.default_rng(12)
+    for planes, sigma, flux in ((source, 1.6, 1e5), (target, 2.2, 7e4)):
+        model = np.zeros((300, 300))
+        add_gaussians(model, x, y, np.full(6, flux), sigma)
+        planes[0][:], planes[2][:] = model + rng.normal(0, 1, model.shape) * np.sqrt(model + 300), model + 300
+    kernel = fit(source, target, x, y)
+    assert kernel.diagnostics["n_stamps_used"] == 6
+    assert kernel.kernel_sum == pytest.approx(0.7, rel=0.01)
+
+
 def test_without_usable_stars_the_error_counts():
     """All masked, or all at the border: the message says so."""
     source, target, x, y = scene(n=6)

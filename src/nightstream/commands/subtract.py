@@ -22,7 +22,7 @@ SHOWN = {  # diagnostic: what the table calls it
     "n_matched_stars": "stars that align the two",
     "registration_scatter_pix": "their scatter, pixel",
     "coverage": "template coverage",
-    "kernel_sum": "photometric scale",
+    "photometric_scale": "science flux over template flux",
     "n_stamps_used": "stars in the kernel's fit",
     "spatial_order": "spatial order of the kernel",
     "effective_parameters": "parameters that the stars ask for",

@@ -48,7 +48,7 @@ def _heading(done: Subtraction) -> str:
     numbers = done.diagnostics
     parts = [
         f"FWHM {numbers['science_psf_fwhm_pix']:.2f} - {numbers['template_psf_fwhm_pix']:.2f} pixel",
-        f"scale {numbers['kernel_sum']:.4f}",
+        f"scale {numbers['photometric_scale']:.4f}",
         f"{numbers['n_stamps_used']:.0f} stars",
     ]
     if "registration_scatter_pix" in numbers:

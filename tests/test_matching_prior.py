@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nightstream.kernels.matching_prior import Penalty, invert_positive, solve_shrunk
+from nightstream.kernels.matching_prior import Penalty, invert_lower, invert_positive, solve_shrunk
 
 N, P = 400, 30
 
@@ -71,3 +71,11 @@ def test_singular_systems_have_an_answer(target):
     design = np.ones((10, 2))
     inverse, condition = invert_positive(target.array(design.T @ design))
     assert np.isfinite(target.host(inverse)).all() and condition > 1e12
+
+
+@pytest.mark.parametrize("size", [1, 7, 150])
+def test_a_triangular_matrix_times_its_inverse_is_one(target, size):
+    """To 100 roundings an element; sizes of one block and of several."""
+    matrix = np.tril(np.random.default_rng(2).normal(0, 0.1, (size, size))) + np.eye(size)
+    got = target.host(invert_lower(target.array(matrix)))
+    np.testing.assert_allclose(matrix @ got, np.eye(size), atol=100 * size * np.finfo(float).eps * np.abs(got).max())

@@ -20,7 +20,7 @@ SMALLEST_SIGMA = 0.7
 REACH_FWHM = 3.5  # half side of a kernel in FWHMs: a PSF with wings r^-6 leaves no more than 1e-3 of its light beyond
 SIZE_LIMITS = (21, 61)  # pixels, odd
 DELTA_SIZE_LIMITS = (13, 19)
-STAMPS_PER_CHUNK = 16  # that are worked on at a time
+STAMPS_PER_CHUNK = 32  # that are worked on at a time
 NEGLIGIBLE_TAP = 1e-12  # of profiles of size 1: products of smaller ones are denormal in single precision, which is slow
 
 

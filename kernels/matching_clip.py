@@ -102,9 +102,15 @@ def point_residuals(residual, weights, side, fwhm_pix):
     offset = xp.arange(side)
     distance = xp.abs(offset[:, None] - offset[None, :])
     profile = xp.exp(-0.5 * (distance / (fwhm_pix / FWHM_PER_SIGMA)) ** 2)
-    top = profile @ (residual * weights).reshape(-1, side, side) @ profile
-    bottom = profile**2 @ weights.reshape(-1, side, side) @ profile**2
-    score = xp.abs(top) / xp.sqrt(xp.maximum(bottom, 1e-30))
-    hit = score > xp.maximum(POINT_SIGMA, PEEL * score.max(axis=(1, 2), keepdims=True))
     near = (distance <= int(np.ceil(fwhm_pix))).astype(xp.float64)
-    return ((near @ hit.astype(xp.float64) @ near) > 0.5).reshape(residual.shape)
+    bad = xp.empty(residual.shape, bool)
+
+    def search_chunk(chunk: slice) -> None:
+        top = profile @ (residual[chunk] * weights[chunk]).reshape(-1, side, side) @ profile
+        bottom = profile**2 @ weights[chunk].reshape(-1, side, side) @ profile**2
+        score = xp.abs(top) / xp.sqrt(xp.maximum(bottom, 1e-30))
+        hit = score > xp.maximum(POINT_SIGMA, PEEL * score.max(axis=(1, 2), keepdims=True))
+        bad[chunk] = ((near @ hit.astype(xp.float64) @ near) > 0.5).reshape(-1, side * side)
+
+    for_each(search_chunk, chunks(len(residual), STAMPS_PER_CHUNK, xp), xp)
+    return bad

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nightstream.kernels.target import array_module, scipy_module
+from nightstream.kernels.target import array_module
 
 RIDGE = 1e-12  # added to the diagonal of a matrix whose diagonal is 1
 FIRST_WIDTH = 0.1  # of a parameter's prior, relative to the scale of the solution, before the data have spoken
 STRENGTH_RANGE = (1e-6, 1e6)  # of a strength relative to the first one
+SMALL_MATRIX = 48  # rows, below which a triangular matrix is inverted like any other
 SETTLED = 0.1  # relative change of all strengths below which they are left alone
 
 
@@ -85,12 +86,24 @@ def invert_positive(matrix):
     xp = array_module(matrix)
     scale = 1 / xp.sqrt(xp.maximum(xp.diagonal(matrix), 1e-300))
     scaled = matrix * scale[:, None] * scale[None, :] + RIDGE * xp.eye(len(matrix))
-    root = scipy_module(xp, "linalg").solve_triangular(
-        xp.linalg.cholesky(scaled), xp.eye(len(matrix)), lower=True, check_finite=False
-    )
+    root = invert_lower(xp.linalg.cholesky(scaled))
     inverse = root.T @ root
     condition = xp.abs(scaled).sum(axis=0).max() * xp.abs(inverse).sum(axis=0).max()
     return inverse * scale[:, None] * scale[None, :], condition
+
+
+def invert_lower(matrix):
+    """Return the inverse of a lower triangular ``matrix`` (p, p), by halves: nearly all of it is products of matrices, which
+    threads may do side by side."""
+    xp = array_module(matrix)
+    if len(matrix) <= SMALL_MATRIX:
+        return xp.linalg.inv(matrix)
+    half = len(matrix) // 2
+    inverse = xp.zeros_like(matrix)
+    upper, lower = invert_lower(matrix[:half, :half]), invert_lower(matrix[half:, half:])
+    inverse[:half, :half], inverse[half:, half:] = upper, lower
+    inverse[half:, :half] = -(lower @ matrix[half:, :half]) @ upper
+    return inverse
 
 
 def without_noise(matrix, noise):
@@ -103,7 +116,7 @@ def without_noise(matrix, noise):
     xp = array_module(matrix)
     scale = 1 / xp.sqrt(xp.maximum(xp.diagonal(matrix), 1e-300))
     lower = xp.linalg.cholesky(matrix * scale[:, None] * scale[None, :] + RIDGE * xp.eye(len(matrix)))
-    inverse = xp.linalg.inv(lower)
+    inverse = invert_lower(lower)
     share, directions = xp.linalg.eigh(inverse @ (noise * scale[:, None] * scale[None, :]) @ inverse.T)
     factor = lower @ directions / scale[:, None]
     return (factor * xp.maximum(1 - share, 0.5)) @ factor.T

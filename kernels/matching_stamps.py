@@ -61,7 +61,8 @@ def gather_stamps(source, target, x, y, basis: KernelBasis, inner: int, planes: 
     keep = _usable(good, target_bad, source_bad[:, reach : reach + inner, reach : reach + inner], inner)
     xp.copyto(values, xp.float32(0), where=source_bad)
     values, good = values[keep], good[keep].reshape(-1, inner * inner)
-    design = xp.ones((len(values), len(basis) + 1, inner * inner), xp.float32)
+    design = xp.empty((len(values), len(basis) + 1, inner * inner), xp.float32)
+    design[:, -1] = 1
     convolve_stamps(values, basis, out=design[:, :-1].reshape(len(values), len(basis), inner, inner))
     flat = [plane[keep].reshape(good.shape) for plane in (level, target[2][cut], source[2][cut])]
     flat = [xp.where(good, plane, 0).astype(xp.float64) for plane in flat]

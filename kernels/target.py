@@ -20,6 +20,7 @@ import numpy as np
 # No fast-math and no contraction on either target: + - * / sqrt then agree bit for bit.
 NUMBA_OPTIONS = {"cache": True, "nogil": True, "fastmath": False, "error_model": "numpy"}
 NVRTC_OPTIONS = ("--std=c++17", "--fmad=false")
+LARGEST_KEPT_BLOCK = 2**25 - 2**16  # bytes; glibc's limit of 32 MiB, less a page or so
 
 
 def array_module(*arrays) -> ModuleType:
@@ -95,12 +96,20 @@ def for_each(work: Callable[[Any], None], parts: Sequence, xp: ModuleType) -> No
     on a GPU they are queued one after the other.
     """
     threads = min(numba.get_num_threads(), len(parts)) if xp is np else 1
+    _keep_freed_memory()
     if threads <= 1:
         for part in parts:
             work(part)
         return
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, parts))
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Free one block of 32 MB: glibc then keeps twice as much per thread for the next array (mallopt(3), M_MMAP_THRESHOLD),
+    where by default every temporary array of some MB goes back to the system and costs as much as a transform of it."""
+    np.empty(LARGEST_KEPT_BLOCK, np.uint8)
 
 
 def chunks(count: int, size: int, xp: ModuleType) -> list[slice]:

@@ -16,7 +16,6 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import scipy.fft
-import scipy.linalg
 import scipy.ndimage
 from cudashim import loader
 
@@ -32,7 +31,6 @@ FUNCTIONS = {
     "cupy.fft": "fftshift",
     "cupy.linalg": "cholesky eigh inv lstsq solve",
     "cupyx.scipy.fft": "fft ifft irfft irfft2 next_fast_len rfft rfft2",
-    "cupyx.scipy.linalg": "solve_triangular",
     "cupyx.scipy.ndimage": "binary_closing binary_dilation label median_filter uniform_filter uniform_filter1d",
 }
 METHODS = "all any argmin astype clip conj copy max mean min ravel reshape squeeze sum swapaxes transpose".split()
@@ -184,7 +182,7 @@ class RawModule:
 
 def _modules() -> dict[str, ModuleType]:
     originals = {"cupy": np, "cupy.fft": np.fft, "cupy.linalg": np.linalg}
-    originals |= {"cupyx.scipy.fft": scipy.fft, "cupyx.scipy.linalg": scipy.linalg, "cupyx.scipy.ndimage": scipy.ndimage}
+    originals |= {"cupyx.scipy.fft": scipy.fft, "cupyx.scipy.ndimage": scipy.ndimage}
     made = {name: ModuleType(name) for name in (*FUNCTIONS, "cupyx", "cupyx.scipy")}
     for module, names in FUNCTIONS.items():
         for name in names.split():

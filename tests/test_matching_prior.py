@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nightstream.kernels.matching_prior import Penalty, invert_positive, solve_shrunk, without_noise
+from nightstream.kernels.matching_prior import Penalty, invert_lower, invert_positive, solve_shrunk, without_noise
 
 N, P = 400, 30
 
@@ -90,3 +90,11 @@ def test_what_is_mostly_noise_keeps_half(target):
     matrix = np.diag([100.0, 1.0])
     got = target.host(without_noise(target.array(matrix), target.array(np.diag([1.0, 1.0]))))
     np.testing.assert_allclose(got, np.diag([99.0, 0.5]), atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 7, 150])
+def test_a_triangular_matrix_times_its_inverse_is_one(target, size):
+    """To 100 roundings an element; sizes of one block and of several."""
+    matrix = np.tril(np.random.default_rng(2).normal(0, 0.1, (size, size))) + np.eye(size)
+    got = target.host(invert_lower(target.array(matrix)))
+    np.testing.assert_allclose(matrix @ got, np.eye(size), atol=100 * size * np.finfo(float).eps * np.abs(got).max())

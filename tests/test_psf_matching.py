@@ -231,3 +231,15 @@ def test_without_usable_stars_the_error_counts():
         fit(source, target, x, y)
     with pytest.raises(UnprocessableError, match="2 too close to the border"):
         fit(source, target, np.array([3.0, 297.0]), np.array([150.0, 3.0]))
+
+
+def test_threads_change_no_bit_of_the_fit(one_thread):
+    """Stamps and candidate models are shared out among threads; their sums keep one order."""
+    import numba
+
+    source, target, x, y = scene(n=60)
+    alone = fit(source, target, x, y)
+    numba.set_num_threads(min(2, numba.config.NUMBA_NUM_THREADS))
+    together = fit(source, target, x, y)
+    np.testing.assert_array_equal(alone.coefficients, together.coefficients)
+    assert alone.diagnostics == together.diagnostics

@@ -138,20 +138,22 @@ def test_a_wrong_gain_is_made_good(factor):
     assert prepared.exposure.pixels.variance[sky].mean() == pytest.approx(1, rel=0.02)
 
 
-def test_a_wrong_variance_plane_is_told():
-    """What the caller gives is used as it is; the diagnostics say by how much the sky scatters more."""
+@pytest.mark.parametrize("scale, expected", [(True, 1.0), (False, 1.345)])
+def test_a_wrong_variance_plane_is_mended_or_told(scale, expected):
+    """Scaled to the sky's scatter unless told not to; then the diagnostics say by how much the sky scatters more."""
     pair = [replace(image, variance=image.variance / 1.345**2) for image in (make(seed=12), make(seed=13))]
-    assert subtract(*pair).diagnostics["noise_ratio"] == pytest.approx(
-        1.345, rel=0.045
-    )  # MAD of 9,000 pixels: 5 x 1.17 / sqrt(2 x 9000)
+    done = subtract_images(*pair, SubtractConfig(prepare=PrepareConfig(scale_variance=scale)))
+    error = 5 * 1.17 / np.sqrt(2 * 9000)  # of a width from the median deviation of 9,000 pixels
+    assert done.diagnostics["noise_ratio"] == pytest.approx(expected, rel=error)
 
 
 @pytest.mark.parametrize("sigmas", [(2.0, 2.8), (2.8, 2.0)])
 @pytest.mark.parametrize("decorrelate", [True, False])
 def test_properties_are_those_of_the_science_image(sigmas, decorrelate):
-    """WCS, identity and units are carried over, whichever image is convolved; the PSF is where that was not the science image."""
+    """WCS, identity and units are carried over, whichever image is convolved; the PSF where that was not the science image."""
     info = ExposureInfo(
-        visit=12, detector=3, camera="test", kind="science", band="r", exposure_time_s=30.0, dark_time_s=31.0, midpoint_mjd_tai=6e4
+        visit=12, detector=3, camera="test", kind="science", band="r", exposure_time_s=30.0, dark_time_s=31.0,
+        midpoint_mjd_tai=6e4,
     )  # fmt: skip
     wcs = Wcs.tan(150.0, 2.0, 127.5, 127.5, 0.2)
     done = subtract(make(sigmas[0], seed=14, wcs=wcs, info=info), make(sigmas[1], seed=15), decorrelate=decorrelate)

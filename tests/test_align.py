@@ -124,7 +124,7 @@ def test_too_few_stars_to_align_on(lost):
     two = prepare_image(expose(Stars(*(np.array(c) for c in ([90.0, 300.0], [80.0, 310.0], [1e5, 1e5])))), PrepareConfig())
     with pytest.raises(UnprocessableError, match="stars to match, wanted at least"):
         align(lost, two, AlignConfig(mode="stars"), DIFFERENCE)
-    with pytest.raises(UnprocessableError, match=r"no source of S/N 1e\+06 to align on, among \d+ found"):
+    with pytest.raises(UnprocessableError, match="0 and 0 stars to match, wanted at least 3"):
         align(lost, lost, AlignConfig(mode="stars", min_snr=1e6), DIFFERENCE)
 
 

@@ -148,7 +148,7 @@ def test_a_star_or_three(n):
 
 def test_too_few_stars_are_one_clear_error():
     """Which image, what was wanted, and how many were found."""
-    empty, border = field(0), Stars(np.array([19.0, 365.0]), np.array([180.0, 19.0]), np.array([1e5, 1e5]))
+    empty, border = field(0), Stars(np.array([15.0, 365.0]), np.array([180.0, 15.0]), np.array([1e5, 1e5]))
     with pytest.raises(UnprocessableError, match=r"no source of S/N 20 .* seeing on, among 0 found \[file science image\]"):
         subtract(science(empty, None), template())
     with pytest.raises(UnprocessableError, match=r"among 0 found \[file template\]"):

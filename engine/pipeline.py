@@ -125,9 +125,7 @@ class DetectorPipeline:
             summary = visit.summary | result.diagnostics | {"psf_flux_limit": flux_limit(difference)}
         with self.stage("cutouts"):
             cutouts = cut_stamps(difference, exposure, result.matched_template, sources, self.config.cutout)
-        return replace(
-            visit, difference=difference, dia_sources=sources, forced_sources=forced, summary=summary, cutouts=cutouts
-        )
+        return replace(visit, difference=difference, dia_sources=sources, forced_sources=forced, summary=summary, cutouts=cutouts)
 
     def _force(self, exposure: Exposure, difference: Exposure, sources: Table, positions: Table | None) -> Table:
         config = self.config.force

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import logging
 import warnings
 import zlib
@@ -19,6 +17,7 @@ from nightstream.engine.camera import Amplifier, Detector
 from nightstream.engine.values import ExposureInfo, RawDetector
 from nightstream.errors import FileError, InputError, NightstreamError
 from nightstream.io.cameras import RawCamera
+from nightstream.io.fits_file import first_sentence, open_fits
 from nightstream.io.header import check_camera, exposure_info, find_detector, read_visit
 from nightstream.io.sections import section_disagreements
 from nightstream.io.wcs_cards import wcs_from_header
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-GZIP_MAGIC = b"\x1f\x8b"
 NATIVE = {
     "u1": "i4",
     "i2": "i4",
@@ -54,7 +52,7 @@ def read_raw(path: str | Path, camera: RawCamera, detector_id: int | None = None
     """
     path = Path(path)
     try:
-        with _opened(path) as hdus:
+        with open_fits(path) as hdus:
             return _read(hdus, path, camera, detector_id)
     except NightstreamError as error:
         error.locate(path=str(path), detector=detector_id)
@@ -92,7 +90,7 @@ def _headers(path: str | Path) -> Iterator[HDUList]:
     except NightstreamError as error:
         raise error.locate(path=str(path)) from None
     except (OSError, ValueError, TypeError, EOFError, zlib.error, fits.VerifyError) as error:
-        raise FileError(f"not a readable FITS file: {_first_sentence(error)}", path=str(path)) from None
+        raise FileError(f"not a readable FITS file: {first_sentence(error)}", path=str(path)) from None
 
 
 def _read(hdus: HDUList, path: Path, camera: RawCamera, detector_id: int | None) -> RawDetector:
@@ -122,41 +120,6 @@ def _read_detector(hdus: HDUList, header: Header, path: Path, camera: RawCamera,
         where = (info.visit, detector.id, camera.name, "; ".join(problems[:2]), len(problems), path)
         logger.warning("visit %d detector %d: camera file %s overrules header sections: %s (%d in all) in %s", *where)
     return RawDetector(info=info, pixels=stack, wcs=wcs)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[HDUList]:
-    """Open a whole FITS file from memory; whatever astropy says of a broken one becomes a FileError."""
-    from astropy.io import fits
-
-    data = _file_bytes(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # truncation is found by size below; the rest is style of the header
-        try:
-            hdus = fits.open(io.BytesIO(data), memmap=False)
-            end = max(place["datLoc"] + place["datSpan"] for place in map(hdus.fileinfo, range(len(hdus))))
-        except (OSError, ValueError, TypeError, fits.VerifyError) as error:
-            raise FileError(f"not a readable FITS file: {_first_sentence(error)}") from None
-        with hdus:
-            if end > len(data):
-                raise FileError(f"truncated FITS file: got {len(data)} bytes, wanted at least {end}")
-            yield hdus
-
-
-def _file_bytes(path: Path) -> bytes:
-    """Contents of the file, gunzipped where it is a gzip file."""
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if data.startswith(GZIP_MAGIC) else data
-    except FileNotFoundError:
-        raise FileError("no such file") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise FileError(f"truncated or damaged gzip file: {error}") from None
-    except OSError as error:
-        raise FileError(f"cannot be read: {error.strerror or error}") from None
-    if not data:
-        raise FileError("got an empty file, wanted FITS")
-    return data
 
 
 def _facts(hdus: HDUList, camera: RawCamera) -> Header:
@@ -202,13 +165,8 @@ def _pixels(hdu: Any, amplifier: Amplifier) -> np.ndarray:
     try:
         return hdu.data
     except (OSError, ValueError, TypeError, EOFError, RuntimeError, zlib.error) as error:
-        problem = _first_sentence(error)
+        problem = first_sentence(error)
         raise FileError(f"pixels of amplifier {amplifier.name} cannot be decoded: {problem}") from None
-
-
-def _first_sentence(error: Exception) -> str:
-    """What a library says of a broken file, without its advice."""
-    return " ".join(str(error).split()).split(". ")[0][:120]
 
 
 def _native(image: np.ndarray, amplifier: Amplifier) -> np.ndarray:

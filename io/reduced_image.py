@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nightstream.engine.values import ExposureInfo, ReducedImage, Subtraction
-from nightstream.errors import FileError, InputError
+from nightstream.errors import FileError, InputError, NightstreamError
 from nightstream.io.atomic import complete_or_absent
+from nightstream.io.fits_file import first_sentence, open_fits
 from nightstream.io.header import header_text
 from nightstream.io.wcs_cards import WCS_KEYWORD, wcs_from_header, wcs_to_cards
 from nightstream.kernels.mask import MaskPlane
+from nightstream.kernels.wcs import Wcs
 
 if TYPE_CHECKING:
     from astropy.io import fits
@@ -56,7 +58,7 @@ def read_reduced(
         gain=gain if gain is not None else _number(header, GAIN_KEYWORDS),
         read_noise=read_noise if read_noise is not None else _number(header, READ_NOISE_KEYWORDS) or 0.0,
         saturation=saturation if saturation is not None else _number(header, SATURATION_KEYWORDS),
-        wcs=wcs_from_header(header),
+        wcs=_wcs(header, path),
         info=ExposureInfo(
             visit=0, detector=0, camera="", kind="science", band="", exposure_time_s=0.0, dark_time_s=0.0,
             midpoint_mjd_tai=0.0, path=str(path), header=header_text(header),
@@ -65,18 +67,23 @@ def read_reduced(
 
 
 def _read_image(path, extension) -> tuple[np.ndarray, fits.Header]:
-    from astropy.io import fits
-
     try:
-        with fits.open(path, memmap=False) as hdus:
+        with open_fits(Path(path)) as hdus:
             hdu = hdus[extension] if extension is not None else next((h for h in hdus if _is_image(h)), None)
             if hdu is None or not _is_image(hdu):
-                raise InputError("got no two-dimensional image, wanted one", path=str(path))
+                raise InputError("got no two-dimensional image, wanted one")
             return np.ascontiguousarray(hdu.data, dtype=np.float32), hdu.header
-    except (OSError, KeyError, IndexError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise FileError(f"cannot read a FITS image: {error}", path=str(path)) from None
+    except NightstreamError as error:
+        raise error.locate(path=str(path)) from None
+    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise FileError(f"cannot read the image: {first_sentence(error)}", path=str(path)) from None
+
+
+def _wcs(header, path) -> Wcs | None:
+    try:
+        return wcs_from_header(header)
+    except NightstreamError as error:
+        raise error.locate(path=str(path)) from None
 
 
 def _is_image(hdu) -> bool:

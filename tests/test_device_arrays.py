@@ -5,12 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 from cudashim import loader
+from reduced_pair import expose, field
 from small_survey import load_small_camera
 from strict_cupy import CUPY, strict_cupy
 
 from nightstream.engine.calibrate import build_calibrations
+from nightstream.engine.config import AlignConfig, DifferenceConfig, SubtractConfig
 from nightstream.engine.memory import DetectorMemory
 from nightstream.engine.pipeline import DetectorPipeline, calibrate_together
+from nightstream.engine.subtraction import subtract_images
 from nightstream.engine.template import build_template
 from nightstream.io.calibrations import read_calibrations
 from nightstream.io.cameras import engine_config
@@ -78,6 +81,25 @@ def test_a_visit_has_the_same_bits(small_survey):
         return {"visit": visit, "template": build_template([c.exposure for c in done], config.template)}
 
     assert_same(*on_both(work))
+
+
+@pytest.mark.parametrize(
+    ("align", "difference", "score"),
+    [
+        ("none", {}, True),
+        ("none", {"decorrelate": True, "kernel_basis": "delta", "spatial_order": 0}, False),
+        ("none", {"method": "zogy"}, False),
+        ("stars", {"convolve": "science"}, False),
+    ],
+    ids=["score", "delta", "zogy", "stars"],
+)
+def test_a_pair_of_reduced_images_has_the_same_bits(align, difference, score):
+    """Preparation, alignment, matching or proper subtraction, and the score image, with missing and masked pixels."""
+    stars = field(25, shape=(160, 176), border=20, low=1e4)
+    pair = [expose(stars, shape=(160, 176), fwhm=fwhm, seed=i, saturation=3e4) for i, fwhm in enumerate((3.6, 3.0))]
+    pair[1].image[:20, :30] = np.nan
+    config = SubtractConfig(align=AlignConfig(mode=align), difference=DifferenceConfig(**difference), score=score)
+    assert_same(*on_both(lambda memory: subtract_images(*map(memory.upload, pair), config)))
 
 
 @pytest.mark.parametrize(

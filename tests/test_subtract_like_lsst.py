@@ -30,9 +30,8 @@ from nightstream.kernels.wcs import Wcs
 
 SHAPE = (256, 256)
 STARS = field(20, shape=SHAPE, seed=6, low=2e3, high=3e4, border=25)
-CHANGES = Stars(
-    np.array([60.3, 200.4, 130.7, 70.2]), np.array([50.6, 60.2, 128.4, 190.1]), np.array([900.0, 900.0, -900.0, 900.0])
-)
+PLACES = np.array([60.3, 200.4, 130.7, 70.2]), np.array([50.6, 60.2, 128.4, 190.1])
+CHANGES = Stars(*PLACES, np.array([900.0, 900.0, -900.0, 900.0]))
 LEVEL = 100.0  # of the sky
 GAIN = 100.0  # so that the sky's photons are noise of variance 1
 
@@ -250,15 +249,9 @@ def convolved_field(order, noise, seed=3):
         star = render((59, 59), [x0 - column.start], [y0 - row.start], [f], fwhm)
         planes[0][row, column] += star
         planes[1][row, column] += fftconvolve(star, kernel, mode="same")
-    source, target = (
-        (
-            (p + noise * rng.normal(0, 1, shape)).astype(np.float32),
-            np.zeros(shape, np.int32),
-            np.full(shape, noise**2, np.float32),
-        )
-        for p in planes
-    )
-    return truth, source, target, x, y
+    images = (planes + noise * rng.normal(0, 1, planes.shape)).astype(np.float32)
+    mask, variance = np.zeros(shape, np.int32), np.full(shape, noise**2, np.float32)
+    return truth, (images[0], mask, variance), (images[1], mask, variance), x, y
 
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3])

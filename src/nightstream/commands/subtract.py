@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nightstream.engine.config import SubtractConfig
     from nightstream.engine.values import Subtraction
 
+SECTIONS = ("prepare", "align", "difference")  # of the configuration file
 SHOWN = {  # diagnostic: what the table calls it
     "science_psf_fwhm_pix": "science FWHM, pixel",
     "template_psf_fwhm_pix": "template FWHM, pixel",
@@ -94,11 +95,14 @@ def load_config(path: Path | None, settings: dict[str, dict[str, Any]]) -> Subtr
     from nightstream.engine.config import SubtractConfig
 
     tree: dict[str, Any] = read_yaml(path) if path is not None else {}
+    for name, section in tree.items():
+        if name in SECTIONS and not isinstance(section, dict | None):
+            raise ConfigError(f"{name} must hold settings, got {section!r}", path=str(path))
     tree["difference"] = {"decorrelate": False} | (tree.get("difference") or {})
-    for section, fields in settings.items():
-        given = {name: value for name, value in fields.items() if value is not None}
-        if section:
-            tree[section] = (tree.get(section) or {}) | given
+    for name, fields in settings.items():
+        given = {field: value for field, value in fields.items() if value is not None}
+        if name:
+            tree[name] = (tree.get(name) or {}) | given
         else:
             tree |= given
     try:

@@ -53,7 +53,7 @@ def test_two_files_in_one_out_with_a_picture(pair, tmp_path):
     peak, scatter = significance(hdus)
     assert peak > 5 and scatter == pytest.approx(1, abs=0.03)
     assert (tmp_path / "difference.png").read_bytes().startswith(b"\x89PNG")
-    assert "science.fits - template.fits" in printed and "photometric scale" in printed and "wrote" in printed
+    assert "science.fits - template.fits" in printed and "science flux over template flux" in printed and "wrote" in printed
     assert hdus["PRIMARY"].header["CTYPE1"] == "RA---TAN" and "SCORE" not in hdus
 
 

@@ -53,13 +53,13 @@ def align(science: PreparedImage, template: PreparedImage, config: AlignConfig, 
     """
     mode = choose_mode(science.exposure, template.exposure, config)
     if mode == "none":
-        return Aligned(template=_as_is(template.exposure), science_wcs=None, template_wcs=None, diagnostics={})
+        return Aligned(template=_as_is(template), science_wcs=None, template_wcs=None, diagnostics={})
     wcs = (_flat_wcs(science.exposure), _flat_wcs(template.exposure))
     if mode == "wcs":
         wcs = science.exposure.wcs, template.exposure.wcs
     fitted, diagnostics = _register(science, template, *wcs, mode, config)
     exposure = replace(science.exposure, wcs=fitted)
-    warped = warp_template(exposure, _as_template(template.exposure, wcs[1]), difference)
+    warped = warp_template(exposure, _as_template(template, wcs[1]), difference)
     return Aligned(template=warped, science_wcs=fitted, template_wcs=wcs[1], diagnostics=diagnostics)
 
 
@@ -92,20 +92,21 @@ def _flat_wcs(exposure: Exposure) -> Wcs:
     return Wcs.tan(180.0, 0.0, (nx - 1) / 2, (ny - 1) / 2, PIXEL_ARCSEC)
 
 
-def _as_is(exposure: Exposure) -> WarpedTemplate:
-    pixels = exposure.pixels
+def _as_is(template: PreparedImage) -> WarpedTemplate:
+    exposure, pixels = template.exposure, template.exposure.pixels
     xp = array_module(pixels.image)
     return WarpedTemplate(
         pixels=MaskedImage(pixels.image, template_mask(pixels.mask), pixels.variance),
-        noise_correlation=None, psf=exposure.psf, coverage=float(xp.isfinite(pixels.image).mean()),
+        noise_correlation=template.noise_correlation, psf=exposure.psf, coverage=float(xp.isfinite(pixels.image).mean()),
     )  # fmt: skip
 
 
-def _as_template(exposure: Exposure, wcs: Wcs) -> Template:
+def _as_template(template: PreparedImage, wcs: Wcs) -> Template:
+    exposure, correlation = template.exposure, template.noise_correlation
     xp = array_module(exposure.pixels.image)
     return Template(
         id="given", band=exposure.info.band, pixels=exposure.pixels, wcs=wcs, psf=exposure.psf,
-        noise_correlation=xp.ones((1, 1)), stars={},
+        noise_correlation=xp.ones((1, 1)) if correlation is None else xp.asarray(correlation), stars={},
     )  # fmt: skip
 
 

@@ -45,10 +45,13 @@ def subtract(science: Exposure, template: Template, config: DifferenceConfig) ->
     return subtract_aligned(science, warped, *choose_stars(science, template, config), config)
 
 
-def subtract_aligned(science: Exposure, warped: WarpedTemplate, x, y, config: DifferenceConfig) -> DifferenceResult:
+def subtract_aligned(
+    science: Exposure, warped: WarpedTemplate, x, y, config: DifferenceConfig, science_correlation=None
+) -> DifferenceResult:
     """Return ``science`` minus a template on the same grid; see `subtract`.
 
-    ``x, y`` are pixel positions of static sources to fit the kernel on, best ones first.
+    ``x, y`` are pixel positions of static sources to fit the kernel on, best ones first. ``science_correlation`` is the
+    autocorrelation of the science image's noise, centre 1; None for white. Proper subtraction takes it as white.
     """
     if config.method == "zogy":
         return with_noise_correlation(subtract_properly(science, warped, x, y, config))
@@ -59,7 +62,9 @@ def subtract_aligned(science: Exposure, warped: WarpedTemplate, x, y, config: Di
     raw = _subtract_pair(pair, kernel, config)
     if convolves_science:
         raw = raw.mirrored(warped.pixels, 1 / kernel.kernel_sum)
-    correlations = (warped.noise_correlation, None) if convolves_science else (None, warped.noise_correlation)
+    correlations = (science_correlation, warped.noise_correlation)  # of the fixed image and of the convolved one
+    if convolves_science:
+        correlations = correlations[::-1]
     return with_noise_correlation(_finish(science, warped, raw, kernel, correlations, config))
 
 

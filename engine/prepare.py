@@ -30,7 +30,8 @@ SIZING_STARS = 300  # most sources whose sizes say what the FWHM is
 FAINT_SIGMA = 2.0  # of the sky: below it a pixel's excess is noise, and adds none to its variance
 PSF_WIDTH_FWHM = 6.0  # side of the PSF image in FWHMs
 PSF_SIZE_LIMITS = (25, 61)  # pixels, odd
-MAX_CORRELATION = 0.05  # of neighbours on the sky; above it their scatter does not say what their variance is
+MAX_CORRELATION = 0.05  # of neighbours' noise that counts as none
+CORRELATION_REACH = 6  # pixels; resampling and stacking tie pixels together over fewer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,7 @@ class PreparedImage:
     sky: Array  # (ny, nx) float32 that was subtracted
     found: Detections  # sources above ``PrepareConfig.threshold``
     fwhm_pix: float
+    noise_correlation: np.ndarray | None  # autocorrelation of its noise, centre 1, host; None for white noise
     summary: dict[str, float]
 
 
@@ -62,6 +64,7 @@ def prepare_image(reduced: ReducedImage, config: PrepareConfig) -> PreparedImage
     mesh = background_mesh(image, mask, bin_pix=_bin_pix(image, config), estimator="mean", outlier_sigma=OUTLIER_SIGMA)
     sky = mesh.image("polynomial", order=config.sky_order)
     light = image - sky
+    correlation = noise_correlation(light, mask, noise)
     if reduced.variance is None:
         variance, scale = expected_variance(reduced, light, sky, mesh)
     else:
@@ -73,7 +76,7 @@ def prepare_image(reduced: ReducedImage, config: PrepareConfig) -> PreparedImage
     fwhm = float(psf.fwhm_pix((nx - 1) / 2, (ny - 1) / 2)[0])
     return PreparedImage(
         exposure=Exposure(info=reduced.info, pixels=pixels, wcs=reduced.wcs, psf=psf, njy_per_unit=1.0),
-        sky=sky, found=found, fwhm_pix=fwhm, summary=_summary(sky, mesh, fwhm, used, found, scale),
+        sky=sky, found=found, fwhm_pix=fwhm, noise_correlation=correlation, summary=_summary(sky, mesh, fwhm, used, found, scale),
     )  # fmt: skip
 
 
@@ -144,20 +147,48 @@ def _psf_size(fwhm_pix) -> int:
     return int(np.clip(2 * int(np.ceil(PSF_WIDTH_FWHM * fwhm_pix / 2)) + 1, *PSF_SIZE_LIMITS))
 
 
+def noise_correlation(light, mask, variance) -> np.ndarray | None:
+    """Return the autocorrelation (host, centre 1) of the sky's noise where neighbours have more than `MAX_CORRELATION` in
+    common, as in images that were resampled; else None.
+
+    Light that is left on the sky correlates over far longer distances: what is common `CORRELATION_REACH` pixels away is
+    taken for that, and out.
+    """
+    if not neighbours_correlate(light, mask, variance):
+        return None
+    stamp = sky_correlation(light, mask, variance, planes=DEFAULT_SKY_PLANES, reach=CORRELATION_REACH)
+    far = float(np.mean([stamp[0], stamp[-1], stamp[:, 0], stamp[:, -1]]))
+    stamp = ((stamp - far) / (1 - far))[1:-1, 1:-1]
+    middle = CORRELATION_REACH - 1
+    neighbours = np.delete(stamp[middle - 1 : middle + 2, middle - 1 : middle + 2].ravel(), 4)
+    return stamp if np.abs(neighbours).max() > MAX_CORRELATION else None
+
+
+def neighbours_correlate(light, mask, variance) -> bool:
+    """Return whether pixels next to each other on the sky have more than `MAX_CORRELATION` in common."""
+    near = sky_correlation(light, mask, variance, planes=DEFAULT_SKY_PLANES, reach=1)
+    return bool(np.abs(np.delete(near.ravel(), 4)).max() > MAX_CORRELATION)
+
+
 def expected_variance(reduced: ReducedImage, light, sky, mesh: BackgroundMesh):
     """Return the variance plane, float32, made of sky, gain and read noise, and the factor by which the sky's scatter
-    scaled it."""
+    scaled it.
+
+    A sky that is lower than its own scatter was subtracted before, or is nothing to the read noise: its variance is what is
+    measured, and the photons of the sources have the given gain. Without a gain nothing is known of them then.
+    """
     xp = array_module(light)
-    measured = float(xp.median(mesh.noise) ** 2)
-    sky_variance = xp.maximum(sky, 0) / (reduced.gain or 1.0) + (reduced.read_noise / (reduced.gain or 1.0)) ** 2
-    predicted = float(xp.median(sky_variance))
-    gain = reduced.gain
-    if gain is None or predicted <= 0:
-        sky_variance, predicted = xp.full(light.shape, measured, xp.float32), measured
-        gain = gain or max(float(xp.median(sky)), 0.0) / measured or None
+    measured, level = float(xp.median(mesh.noise) ** 2), float(xp.median(sky))
+    gain, has_sky = reduced.gain, level**2 > measured
+    if gain is None and has_sky:
+        gain = level / measured
+    if gain is not None and has_sky:
+        sky_variance = xp.maximum(sky, 0) / gain + (reduced.read_noise / gain) ** 2
+        scale = measured / float(xp.median(sky_variance))
+    else:
+        sky_variance, scale = xp.full(light.shape, measured, xp.float32), 1.0
     sigma = xp.sqrt(sky_variance)
     photons = xp.where(light > FAINT_SIGMA * sigma, light, 0) / xp.float32(gain) if gain else xp.float32(0)
-    scale = measured / predicted
     return (xp.nan_to_num(sky_variance + photons, nan=measured) * xp.float32(scale)).astype(xp.float32), scale
 
 
@@ -169,9 +200,7 @@ def given_variance(variance, light, mask, config: PrepareConfig):
     """
     xp = array_module(light)
     variance = variance.astype(xp.float32)
-    correlation = sky_correlation(light, mask, variance, planes=DEFAULT_SKY_PLANES, reach=1)
-    correlation[1, 1] = 0.0
-    if not config.scale_variance or not np.abs(correlation).max() < MAX_CORRELATION:
+    if not config.scale_variance or neighbours_correlate(light, mask, variance):
         return variance, 1.0
     pull = background_mesh(light / xp.sqrt(variance), mask, bin_pix=config.background_bin_pix, estimator="mean")
     scale = float(xp.median(pull.noise) ** 2)

@@ -34,7 +34,7 @@ def subtract_images(science: ReducedImage, template: ReducedImage, config: Subtr
     aligned = align(*prepared, config.align, config.difference)
     x, y = kernel_stars(*prepared, aligned, config)
     exposure = prepared[0].exposure
-    result = subtract_aligned(exposure, aligned.template, x, y, config.difference)
+    result = subtract_aligned(exposure, aligned.template, x, y, config.difference, prepared[0].noise_correlation)
     score = make_score_image(exposure, aligned.template, x, y, config.difference) if config.score else None
     names = ("science", "template")
     summary = {f"{name}_{key}": v for name, image in zip(names, prepared, strict=True) for key, v in image.summary.items()}

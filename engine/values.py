@@ -112,7 +112,7 @@ class WarpedTemplate:
     """The template on the science grid and in science units, not yet convolved."""
 
     pixels: MaskedImage
-    noise_correlation: Array
+    noise_correlation: Array  # as of `Template`; None for white noise
     psf: PsfModel  # in science pixels
     coverage: float  # fraction of the science pixels that have template
 

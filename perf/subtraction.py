@@ -27,11 +27,13 @@ from astropy.io import fits
 from judge import Verdict, judge, oracle, pooled, template_noise_bound
 from sample import SATURATION, SCIENCE, TEMPLATE, Sample, make_sample
 
+from nightstream.engine.align import align
 from nightstream.engine.blas import use_one_blas_thread
-from nightstream.engine.config import DifferenceConfig, PrepareConfig
-from nightstream.engine.difference import WarpedTemplate, evenly, subtract_aligned
-from nightstream.engine.prepare import PreparedImage, ReducedImage, bright_positions, prepare_image
-from nightstream.engine.values import Exposure, MaskedImage
+from nightstream.engine.config import DifferenceConfig, PrepareConfig, SubtractConfig
+from nightstream.engine.difference import subtract_aligned
+from nightstream.engine.prepare import PreparedImage, prepare_image
+from nightstream.engine.subtraction import kernel_stars
+from nightstream.engine.values import Exposure, MaskedImage, ReducedImage, WarpedTemplate
 from nightstream.kernels.mask import MaskPlane
 
 SIZES = (1024, 2048, 4096)
@@ -74,17 +76,9 @@ def find_sample(work: Path, size: int, seed: int) -> Sample:
 def prepare(sample: Sample) -> Pair:
     """Both images ready to be subtracted, and the stars to fit the kernel on."""
     science, template = (_prepared(image, camera) for image, camera in ((sample.science, SCIENCE), (sample.template, TEMPLATE)))
-    config, pixels = DifferenceConfig(), template.exposure.pixels
-    x, y, snr = bright_positions(template, science, config.kernel_min_snr)
-    chosen = evenly(x, y, snr, config)
-    saturated = np.where(pixels.mask & np.int32(MaskPlane.SAT), np.int32(MaskPlane.SAT_TEMPLATE), np.int32(0))
-    warped = WarpedTemplate(
-        pixels=MaskedImage(pixels.image, saturated, pixels.variance),
-        noise_correlation=None,
-        psf=template.exposure.psf,
-        coverage=1.0,
-    )
-    return Pair(science.exposure, warped, x[chosen], y[chosen])
+    config = SubtractConfig()
+    aligned = align(science, template, config.align, config.difference)
+    return Pair(science.exposure, aligned.template, *kernel_stars(science, template, aligned, config))
 
 
 def _prepared(image, camera) -> PreparedImage:

@@ -96,7 +96,7 @@ def save_panels(panels: list[Panel], out_png: str | Path, heading: str) -> Path:
     used: set[MaskPlane] = set()
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         used |= draw_panel(axes, panel, hide=FOOTPRINTS if panel.sources else NOTHING)
-    _draw_legend(figure, used)
+    draw_legend(figure, used)
     path = Path(out_png)
     figure.savefig(path, dpi=100)
     return path
@@ -160,7 +160,8 @@ def _draw_sources(axes, sources: Table) -> None:
         axes.plot(sources["x"][rows], sources["y"][rows], "o", mfc="none", mec=colour, ms=11, mew=1.0)
 
 
-def _draw_legend(figure, used: set[MaskPlane]) -> None:
+def draw_legend(figure, used: set[MaskPlane]) -> None:
+    """Say below the figure which colour is which of the ``used`` mask planes."""
     from matplotlib.patches import Patch
 
     handles = [Patch(color=colour, label=plane.name) for plane, colour in MASK_COLOURS.items() if plane in used]

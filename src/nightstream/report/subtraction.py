@@ -9,7 +9,7 @@ import numpy as np
 from nightstream.engine.values import Subtraction
 from nightstream.kernels.decorrelation import DEFAULT_SKY_PLANES
 from nightstream.kernels.mask import MaskPlane
-from nightstream.report.quicklook import Panel, draw_panel
+from nightstream.report.quicklook import FOOTPRINTS, Panel, draw_legend, draw_panel
 from nightstream.report.stretch import level_and_noise
 
 SKY = int(DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE)
@@ -17,8 +17,13 @@ UNUSABLE = int(MaskPlane.unusable() | MaskPlane.SAT_TEMPLATE)
 PULL_RANGE = 6.0
 MAP_BINS = 24  # along the longer side of the map of mean pulls
 BRIGHTNESS_BINS = 12
+FAINTEST = 4.0  # sigma of a pixel
+TICKS = tuple(base * 10**power for power in range(6) for base in (1, 2, 5))
 MIN_PIXELS = 20  # of a brightness to give a width
 MAD_ERROR = 1.17  # relative error of a width from the median deviation, times the root of the number
+PANEL_INCHES, PLOT_INCHES = 5.5, 4.6  # width of an image, height of the plots below
+ASPECT_LIMITS = (0.4, 1.6)  # height of an image's panel over its width
+KERNEL_EDGE = 2e-3  # of the kernel's peak: what lies around it and is less is not drawn
 CORNERS = ((0.1, 0.9), (0.9, 0.9), (0.5, 0.5), (0.1, 0.1), (0.9, 0.1))  # of the image, in x and y, where kernels are drawn
 INK, RED, GREY = "#222222", "#d62728", "#9e9e9e"
 
@@ -28,12 +33,13 @@ def save_subtraction(done: Subtraction, out_png: str | Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16.5, 11.5), layout="constrained")
+    top = PANEL_INCHES * float(np.clip(done.science.pixels.shape[0] / done.science.pixels.shape[1], *ASPECT_LIMITS))
+    figure = Figure(figsize=(3 * PANEL_INCHES, top + PLOT_INCHES + 1.0), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, 12, height_ratios=(1.25, 1.0))
+    grid = figure.add_gridspec(2, 12, height_ratios=(top, PLOT_INCHES))
     images = [figure.add_subplot(grid[0, 4 * i : 4 * i + 4]) for i in range(3)]
     plots = [figure.add_subplot(grid[1, 3 * i : 3 * i + 3]) for i in range(4)]
-    _draw_images(images, done)
+    draw_legend(figure, _draw_images(images, done))
     pull = _pulls(done)
     _draw_histogram(plots[0], done, pull)
     _draw_brightness(plots[1], done, pull)
@@ -49,19 +55,22 @@ def _heading(done: Subtraction) -> str:
     parts = [
         f"FWHM {numbers['science_psf_fwhm_pix']:.2f} - {numbers['template_psf_fwhm_pix']:.2f} pixel",
         f"scale {numbers['photometric_scale']:.4f}",
-        f"{numbers['n_stamps_used']:.0f} stars",
+        f"stars in the kernel's fit: {numbers['n_stamps_used']:.0f}",
     ]
     if "registration_scatter_pix" in numbers:
         parts.append(f"registered to {numbers['registration_scatter_pix']:.3f} pixel")
+    elif "n_matched_stars" in numbers:
+        parts.append("registered by the WCS alone")
     if "condition_number" in numbers:
         parts.append(f"condition {numbers['condition_number']:.2g}")
     return ", ".join(parts)
 
 
-def _draw_images(axes, done: Subtraction) -> None:
+def _draw_images(axes, done: Subtraction) -> set[MaskPlane]:
+    """Draw the three images; return the mask planes that are painted on the difference."""
     draw_panel(axes[0], Panel("science", done.science.pixels))
     draw_panel(axes[1], Panel("what was subtracted", done.result.matched_template.pixels))
-    draw_panel(axes[2], Panel("difference", done.difference.pixels, with_mask=True, linear=True), hide=MaskPlane.DETECTED)
+    return draw_panel(axes[2], Panel("difference", done.difference.pixels, with_mask=True, linear=True), hide=FOOTPRINTS)
 
 
 def _pulls(done: Subtraction) -> np.ndarray:
@@ -91,17 +100,24 @@ def _moments(sky: np.ndarray) -> str:
 
 
 def _draw_brightness(axes, done: Subtraction, pull: np.ndarray) -> None:
-    """Robust width of the pull against the brightness of what was subtracted: 1 from sky to star is perfect."""
+    """Robust width of the pull against the brightness of what was subtracted: 1 from faint to bright is perfect.
+
+    Fainter than `FAINTEST`, the noise of what was subtracted would sort pixels by the very pull that is looked at.
+    """
     template = done.result.matched_template.pixels.image / np.sqrt(done.difference.pixels.variance)
-    good = np.isfinite(pull) & np.isfinite(template) & (template > 1)
+    good = np.isfinite(pull) & np.isfinite(template) & (template > FAINTEST)
     axes.axhline(1, color=RED, lw=1)
-    edges = np.geomspace(1, max(float(template[good].max(initial=1.0)), 2.0), BRIGHTNESS_BINS + 1)
+    edges = np.geomspace(FAINTEST, max(float(template[good].max(initial=0.0)), 10 * FAINTEST), BRIGHTNESS_BINS + 1)
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         here = pull[good & (template >= low) & (template < high)]
         if here.size > MIN_PIXELS:
             _, width = level_and_noise(here)
             axes.errorbar(np.sqrt(low * high), width, MAD_ERROR * width / np.sqrt(here.size), fmt="o", color=INK, ms=4)
     axes.set(xscale="log", ylim=(0, 2.5), xlabel="subtracted light / sigma of the pixel", title="width of the pull by brightness")
+    axes.set_xlim(edges[0], edges[-1])
+    ticks = [tick for tick in TICKS if edges[0] <= tick <= edges[-1]]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
 
 
 def _draw_map(figure, axes, done: Subtraction, pull: np.ndarray) -> None:
@@ -123,17 +139,29 @@ def _binned(plane: np.ndarray, size: int) -> np.ndarray:
 
 
 def _draw_kernels(axes, done: Subtraction) -> None:
-    """The kernel in the middle and near the corners, where they lie."""
+    """The kernel in the middle and near the corners, where they lie; one where it is the same everywhere."""
     axes.set(xticks=[], yticks=[], title="matching kernel, middle and corners")
     kernel = done.result.kernel
     if kernel is None:
         axes.text(0.5, 0.5, "proper subtraction:\nno kernel was fitted", ha="center", va="center", color=GREY)
         return
     ny, nx = kernel.shape
-    stamps = kernel.kernel_at([fx * (nx - 1) for fx, _ in CORNERS], [fy * (ny - 1) for _, fy in CORNERS])
+    stamps = _core(kernel.kernel_at([fx * (nx - 1) for fx, _ in CORNERS], [fy * (ny - 1) for _, fy in CORNERS]))
     limit = float(np.abs(stamps).max())
-    for (fx, fy), stamp in zip(CORNERS, stamps, strict=True):
-        x, y = 0.18 + 0.8 * (fx - 0.1), 0.18 + 0.8 * (fy - 0.1)
-        axes.imshow(np.arcsinh(stamp / limit * 30), extent=(x - 0.17, x + 0.17, y - 0.17, y + 0.17), origin="lower",
+    places, half = [(0.18 + 0.8 * (fx - 0.1), 0.18 + 0.8 * (fy - 0.1)) for fx, fy in CORNERS], 0.165
+    if np.ptp(stamps, axis=0).max() < 1e-6 * limit:
+        places, half = [(0.5, 0.5)], 0.5
+        axes.set_title(f"matching kernel, {stamps.shape[1]} pixels of it")
+    for (x, y), stamp in zip(places, stamps, strict=False):
+        axes.imshow(np.arcsinh(stamp / limit * 30), extent=(x - half, x + half, y - half, y + half), origin="lower",
                     cmap="RdBu_r", vmin=-np.arcsinh(30), vmax=np.arcsinh(30))  # fmt: skip
-    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", facecolor="#f7f7f7")  # that of a kernel which is 0
+
+
+def _core(stamps: np.ndarray) -> np.ndarray:
+    """Return the (n, size, size) middle of the stamps that holds all that is to be seen."""
+    middle = stamps.shape[1] // 2
+    high = np.abs(stamps).max(axis=0) > KERNEL_EDGE * np.abs(stamps).max()
+    reach = int(np.abs(np.argwhere(high) - middle).max())
+    inner = slice(middle - reach, middle + reach + 1)
+    return stamps[:, inner, inner]

@@ -29,7 +29,7 @@ FUNCTIONS = {
         not_equal ones ones_like pad power radians remainder repeat rint roll round searchsorted sign sin sinc sort
         sqrt stack subtract sum take_along_axis tensordot unique where xor zeros zeros_like""",
     "cupy.fft": "fftshift",
-    "cupy.linalg": "cholesky eigh inv lstsq solve",
+    "cupy.linalg": "cholesky eigh eigvalsh inv lstsq solve",
     "cupyx.scipy.fft": "fft ifft irfft irfft2 next_fast_len rfft rfft2",
     "cupyx.scipy.ndimage": "binary_closing binary_dilation label median_filter uniform_filter uniform_filter1d",
 }

@@ -74,11 +74,13 @@ def test_resampled_noise_is_white_in_the_difference():
     assert done.diagnostics["noise_ratio"] == pytest.approx(1.0, abs=0.03)
 
 
-def tied(seed):
+def tied(seed, smooth=0.5):
     """A scene with smoothed noise whose variance plane says what its pixels scatter by."""
-    reduced = scene(smooth=0.5, seed=seed, places=9)
-    scatter = 1.4826 * np.median(np.abs(reduced.image - np.median(reduced.image)))
-    return replace(reduced, variance=reduced.variance * np.float32(scatter**2 / SKY_VARIANCE))
+    one = np.zeros((15, 15))
+    one[7, 7] = 1.0
+    left = (ndimage.gaussian_filter(one, smooth) ** 2).sum()
+    reduced = scene(smooth=smooth, seed=seed, places=9)
+    return replace(reduced, variance=reduced.variance * np.float32(left))
 
 
 def test_stars_on_the_light_of_a_galaxy_do_not_make_the_psf():

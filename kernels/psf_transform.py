@@ -19,7 +19,7 @@ TABLE_PHASES = 16  # sub-pixel phases over which that window is averaged
 
 
 def convolve_psf(psf: PsfModel, kernels, shape, tile_pix, *, order=None) -> PsfModel:
-    """Return the PSF of an image of ``shape`` and ``psf`` after `convolve_tiles` with ``kernels`` (ty, tx, k,
+    """Return the PSF of an image of ``shape`` and ``psf`` after `convolve_plane` with ``kernels`` (ty, tx, k,
     k).
 
     The product is sampled at tile centres and fitted by a polynomial of ``order`` (default: the PSF's, at

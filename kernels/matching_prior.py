@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from nightstream.kernels.target import array_module
 
 RIDGE = 1e-12  # added to the diagonal of a matrix whose diagonal is 1
@@ -22,7 +20,8 @@ SETTLED = 0.1  # relative change of all strengths below which they are left alon
 
 
 class Penalty(NamedTuple):
-    """One group: ``index`` (m,) into the parameters and ``matrix`` (m, m), positive, of rank m or nearly."""
+    """One group: ``index`` (m,) into the parameters and ``matrix`` (m, m), positive, of rank m or nearly. No parameter is
+    in two groups."""
 
     index: Any
     matrix: Any
@@ -34,7 +33,7 @@ class Solution(NamedTuple):
     mean: Any  # (p,)
     covariance: Any  # (p, p)
     prior: Any  # (p, p) precision matrix of the prior, sum of lambda_g P_g
-    strengths: Any  # (groups,) lambda_g, host
+    strengths: Any  # (groups,) lambda_g
     freedom: float  # effective number of parameters, tr(C M)
     condition: float  # of the scaled matrix with its prior
 
@@ -47,35 +46,41 @@ def solve_shrunk(matrix, vector, penalties, *, scale: float = 1.0, strengths=Non
     plain least squares.
     """
     xp = array_module(matrix)
+    penalty, member = _joined(penalties, len(vector), xp)
     first = 1 / (FIRST_WIDTH * scale) ** 2
-    strengths = np.full(len(penalties), first) if strengths is None else np.asarray(strengths, np.float64)
+    strengths = xp.full(len(penalties), first) if strengths is None else strengths
     for _ in range(iterations if penalties else 0):
-        solution = _posterior(matrix, vector, penalties, strengths, xp)
-        better = np.array([_strength(solution, p, s) for p, s in zip(penalties, strengths, strict=True)])
-        better = np.clip(better, STRENGTH_RANGE[0] * first, STRENGTH_RANGE[1] * first)
-        settled = bool(np.all(np.abs(np.log(better / strengths)) < SETTLED))
+        solution = _posterior(matrix, vector, penalty, member, strengths)
+        better = xp.clip(_strengths(solution, penalty, member), STRENGTH_RANGE[0] * first, STRENGTH_RANGE[1] * first)
+        settled = bool((xp.abs(xp.log(better / strengths)) < SETTLED).all())
         strengths = better
         if settled:
             break
-    return _posterior(matrix, vector, penalties, strengths, xp)
+    return _posterior(matrix, vector, penalty, member, strengths)
 
 
-def _posterior(matrix, vector, penalties, strengths, xp) -> Solution:
-    prior = xp.zeros_like(matrix)
-    for penalty, strength in zip(penalties, strengths, strict=True):
-        prior[penalty.index[:, None], penalty.index[None, :]] += strength * penalty.matrix
+def _joined(penalties, size: int, xp):
+    """All penalties in one matrix (p, p), and (p, groups) float64, 1 where a parameter belongs to a group."""
+    whole, member = xp.zeros((size, size)), xp.zeros((size, len(penalties)))
+    for group, penalty in enumerate(penalties):
+        whole[penalty.index[:, None], penalty.index[None, :]] = penalty.matrix
+        member[penalty.index, group] = 1
+    return whole, member
+
+
+def _posterior(matrix, vector, penalty, member, strengths) -> Solution:
+    prior = penalty * (member @ strengths)[:, None]
     covariance, condition = invert_positive(matrix + prior)
     freedom = float((covariance * matrix).sum())
     return Solution(covariance @ vector, covariance, prior, strengths, freedom, float(condition))
 
 
-def _strength(solution: Solution, penalty: Penalty, strength: float) -> float:
-    """Return the next lambda of one group."""
-    part = solution.mean[penalty.index]
-    spread = solution.covariance[penalty.index[:, None], penalty.index[None, :]]
-    gamma = len(penalty.index) - strength * float((spread * penalty.matrix).sum())
-    power = float(part @ (penalty.matrix @ part))
-    return max(gamma, 1e-3) / max(power, 1e-300)
+def _strengths(solution: Solution, penalty, member):
+    """Return the next lambda of every group."""
+    xp = array_module(penalty)
+    gamma = member.sum(0) - solution.strengths * (member.T @ (solution.covariance * penalty).sum(1))
+    power = member.T @ (solution.mean * (penalty @ solution.mean))
+    return xp.maximum(gamma, 1e-3) / xp.maximum(power, 1e-300)
 
 
 def invert_positive(matrix):

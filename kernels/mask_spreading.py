@@ -9,36 +9,32 @@ from nightstream.kernels.convolution import check_tiles
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.target import Launch, array_module, device_function, hot_loop
 
-SIGNIFICANT_TAP = 1e-3  # of the largest |tap| of a kernel: below it a flagged or missing pixel does no harm
-SATURATED_TAP = 1e-5  # the same of a saturated one, whose light is 1e3 times the noise or more, and partly lost
+SIGNIFICANT_TAP = 1000  # a tap below the largest one divided by this carries no flag on
+WHOLE_KERNEL = 1 << 30  # unit of taps as integers: the sum of all |taps|
+SATURATED_SHARE = np.int32(3e-5 * WHOLE_KERNEL)  # of a kernel, over saturated pixels: they lost 1e3 to 1e4 times the noise
 ALL_PLANES = ~MaskPlane(0)
-SATURATED = MaskPlane.SAT | MaskPlane.SAT_TEMPLATE
 _NO_DATA = np.int32(MaskPlane.NO_DATA)
 _EDGE = np.int32(MaskPlane.EDGE)
+_SAT = np.int32(MaskPlane.SAT)
+_SAT_TEMPLATE = np.int32(MaskPlane.SAT_TEMPLATE)
 
 
 def spread_mask(mask, kernels, tile_pix, *, planes=ALL_PLANES):
     """Return the mask, (ny, nx) int32, of an image convolved with ``kernels`` (tiles_y, tiles_x, k, k).
 
-    Of ``planes`` each pixel gets those that any pixel under a significant tap (|tap| > 1e-3 of the kernel's largest,
-    1e-5 for SAT and SAT_TEMPLATE) has; next to NO_DATA pixels and outside the image that is EDGE. Other planes, and
-    NO_DATA, stay where they are.
+    Of ``planes`` each pixel gets those that any pixel under a significant tap (1e-3 of the kernel's largest or more) has;
+    next to NO_DATA pixels and outside the image that is EDGE. SAT and SAT_TEMPLATE go further, for what was lost there is
+    no noise: to where the pixels that have one of them lie under taps of more than 3e-5 of the kernel, taken together.
+    Other planes, and NO_DATA, stay where they are.
     """
     check_tiles(mask.shape, kernels, tile_pix)
-    mask = array_module(mask).ascontiguousarray(mask, dtype=np.int32)
-    out = _spread(mask, significant_taps(kernels), tile_pix, planes)
-    far = np.int32(int(planes) & int(SATURATED))
-    if bool((mask & far).any()):
-        out |= _spread(mask & far, significant_taps(kernels, SATURATED_TAP), tile_pix, far) & far
-    return out
-
-
-def _spread(mask, taps, tile_pix, planes):
     xp = array_module(mask)
+    mask = xp.ascontiguousarray(mask, dtype=np.int32)
     out = xp.empty(mask.shape, xp.int32)
+    taps, least = integer_taps(kernels)
     spreading = np.int32(int(planes) & 0x7FFFFFFF & ~int(_NO_DATA) | int(_EDGE))
     sizes = (np.int32(n) for n in (*mask.shape, taps.shape[1], taps.shape[3], tile_pix))
-    spread_tiles(Launch.over(mask.shape), mask, taps, spreading, *sizes, out)
+    spread_tiles(Launch.over(mask.shape), mask, taps, least, spreading, *sizes, out)
     return out
 
 
@@ -47,90 +43,113 @@ def missing_pixels(image, mask):
     return array_module(image).isnan(image) | ((mask & _NO_DATA) != 0)
 
 
-def significant_taps(kernels, least=SIGNIFICANT_TAP):
-    """(tiles_y, tiles_x, k, k) uint8: 1 where |tap| > ``least`` of the largest of its kernel."""
+def integer_taps(kernels):
+    """Return |taps| (tiles_y, tiles_x, k, k) int32 in units of 2^-30 of the kernel's sum of |taps|, whose sums are the
+    same in any order, and (tiles_y, tiles_x) the smallest significant one."""
     xp = array_module(kernels)
-    size = xp.abs(kernels)
-    return (size > least * size.max(axis=(2, 3), keepdims=True)).astype(xp.uint8)
+    size = xp.abs(kernels.astype(xp.float64))
+    taps = xp.rint(size * (WHOLE_KERNEL / xp.maximum(size.sum(axis=(2, 3), keepdims=True), 1e-300))).astype(xp.int32)
+    return taps, taps.max(axis=(2, 3)) // SIGNIFICANT_TAP + 1
 
 
 @device_function
-def _is_clean(mask, y0, x0, size_y, size_x, planes):
-    """Is the block within the image and without anything that spreads; rows are OR-ed as wholes, which is fast."""
-    ny, nx = mask.shape
-    if y0 < 0 or x0 < 0 or y0 + size_y > ny or x0 + size_x > nx:
-        return False
+def _bits_of_row(row):
+    """OR of all pixels of a row, which is fast."""
     bits = np.int32(0)
-    for y in range(y0, y0 + size_y):
-        row = mask[y, x0 : x0 + size_x]
-        for x in range(len(row)):
-            bits |= row[x]
-    return bits & (planes | _NO_DATA) == 0
+    for x in range(len(row)):
+        bits |= row[x]
+    return bits
 
 
 @device_function
-def _gather(mask, y0, x0, planes, block, first, last):
-    """Copy what spreads of the block of ``mask`` that starts at (y0, x0), EDGE where there is no pixel; ``first`` and
-    ``last`` get the columns between which each row has any (last < first for none)."""
-    ny, nx = mask.shape
-    for j in range(block.shape[0]):
-        first[j], last[j] = block.shape[1], -1
-        for i in range(block.shape[1]):
-            y, x = y0 + j, x0 + i
-            bits = mask[y, x] if 0 <= y < ny and 0 <= x < nx else _EDGE
-            if bits & _NO_DATA:
-                bits |= _EDGE
-            block[j, i] = bits & planes
-            if block[j, i] != 0:
-                first[j], last[j] = min(first[j], i), i
+def _spreads(mask, y, x, planes):
+    """What a pixel passes on; outside the image lies EDGE."""
+    if y < 0 or y >= mask.shape[0] or x < 0 or x >= mask.shape[1]:
+        return _EDGE
+    bits = mask[y, x]
+    return (bits | _EDGE if bits & _NO_DATA else bits) & planes
+
+
+@device_function
+def _flag_run(bits, y, first, last, taps, least, out, shares):
+    """Pass ``bits`` of the pixels ``first`` to ``last`` (exclusive) of row ``y`` on to the tile ``out``; all counted from its
+    corner. Their taps are added to ``shares`` (2, height, width) of SAT and of SAT_TEMPLATE."""
+    k, (height, width) = taps.shape[0], out.shape
+    for j in range(k):
+        row = y + j - k // 2
+        if row < 0 or row >= height:
+            continue
+        for i in range(k):
+            tap = taps[j, i]
+            start, stop = max(first + i - k // 2, 0), min(last + i - k // 2, width)
+            if tap >= least:
+                for x in range(start, stop):
+                    out[row, x] |= bits
+            if bits & _SAT:
+                for x in range(start, stop):
+                    shares[0, row, x] += tap
+            if bits & _SAT_TEMPLATE:
+                for x in range(start, stop):
+                    shares[1, row, x] += tap
+
+
+@device_function
+def _flag_saturated(shares, out):
+    for y in range(shares.shape[1]):
+        for x in range(shares.shape[2]):
+            if shares[0, y, x] > SATURATED_SHARE:
+                out[y, x] |= _SAT
+            if shares[1, y, x] > SATURATED_SHARE:
+                out[y, x] |= _SAT_TEMPLATE
+
+
+@device_function
+def _spread_tile(mask, y0, x0, taps, least, planes, out):
+    """Flag the tile ``out`` whose corner is pixel (y0, x0)."""
+    (ny, nx), (height, width), half = mask.shape, out.shape, taps.shape[0] // 2
+    shares = np.zeros((2, 0, 0), np.int32)
+    for y in range(y0 - half, y0 + height + half):
+        near = mask[min(max(y, 0), ny - 1), max(x0 - half, 0) : min(x0 + width + half, nx)]
+        present = _bits_of_row(near) & (planes | _NO_DATA)
+        if present == 0 and 0 <= y < ny and half <= x0 and x0 + width + half <= nx:
+            continue
+        if shares.size == 0 and present & (_SAT | _SAT_TEMPLATE):
+            shares = np.zeros((2, height, width), np.int32)
+        x = x0 - half
+        while x < x0 + width + half:
+            start, bits = x, _spreads(mask, y, x, planes)
+            while x < x0 + width + half and _spreads(mask, y, x, planes) == bits:
+                x += 1
+            if bits != 0:
+                _flag_run(bits, y - y0, start - x0, x - x0, taps, least, out, shares)
+    _flag_saturated(shares, out)
 
 
 @hot_loop("mask_spreading")
-def spread_tiles(mask, taps, planes, ny, nx, tiles_x, k, tile_pix, out):
-    """OR the planes of every pixel within the significant taps; outside the image lies EDGE."""
-    half = k // 2
-    tiles = ((ny + tile_pix - 1) // tile_pix) * tiles_x
-    for tile in prange(tiles):
-        y0, x0 = tile // tiles_x * tile_pix, tile % tiles_x * tile_pix
-        height, width = min(tile_pix, ny - y0), min(tile_pix, nx - x0)
-        for y in range(y0, y0 + height):
-            out[y, x0 : x0 + width] = mask[y, x0 : x0 + width]
-        if _is_clean(mask, y0 - half, x0 - half, height + k - 1, width + k - 1, planes):
-            continue
-        block = np.empty((height + k - 1, width + k - 1), np.int32)
-        first, last = np.empty(len(block), np.int32), np.empty(len(block), np.int32)
-        _gather(mask, y0 - half, x0 - half, planes, block, first, last)
-        tile_taps, tile_out = taps[y0 // tile_pix, x0 // tile_pix], out[y0:, x0:]
-        for source in range(len(block)):
-            if last[source] >= 0:
-                _or_row(block[source], first[source], last[source], source, tile_taps, height, width, tile_out)
-
-
-@device_function
-def _or_row(row, first, last, source, taps, height, width, out):
-    """Add one row of the block to all rows of the tile that its taps reach, only where the row has bits."""
-    k = taps.shape[0]
-    for j in range(k):
-        y = source - (k - 1) + j
-        if y < 0 or y >= height:
-            continue
-        for i in range(k):
-            if taps[j, i] != 0:
-                shift = k - 1 - i
-                for x in range(max(first - shift, 0), min(last - shift + 1, width)):
-                    out[y, x] |= row[x + shift]
+def spread_tiles(mask, taps, least, planes, ny, nx, tiles_x, k, tile_pix, out):
+    """OR the planes of every pixel within the significant taps, run by run of pixels that are alike."""
+    for tile in prange(((ny + tile_pix - 1) // tile_pix) * tiles_x):
+        row, column = tile // tiles_x, tile % tiles_x
+        y0, x0 = row * tile_pix, column * tile_pix
+        y1, x1 = min(y0 + tile_pix, ny), min(x0 + tile_pix, nx)
+        out[y0:y1, x0:x1] = mask[y0:y1, x0:x1]
+        _spread_tile(mask, y0, x0, taps[row, column], least[row, column], planes, out[y0:y1, x0:x1])
 
 
 def spread_mask_reference(mask, kernels, tile_pix, *, planes=ALL_PLANES) -> np.ndarray:
     """The definition of `spread_mask`, one pixel after the other."""
     missing = (mask & _NO_DATA) != 0
-    border = np.where(missing, mask | _EDGE, mask) & (int(planes) & ~int(_NO_DATA) | int(_EDGE))
+    spreading = int(planes) & ~int(_NO_DATA) | int(_EDGE)
+    border = np.where(missing, mask | _EDGE, mask) & spreading
     half = kernels.shape[3] // 2
     padded = np.pad(border, half, constant_values=int(_EDGE))
-    near, far = (np.asarray(significant_taps(kernels, least))[:, :, ::-1, ::-1] for least in (SIGNIFICANT_TAP, SATURATED_TAP))
+    taps, least = integer_taps(kernels)
+    taps = taps[:, :, ::-1, ::-1]
     out = mask.copy()
     for y, x in np.ndindex(*mask.shape):
         window, tile = padded[y : y + 2 * half + 1, x : x + 2 * half + 1], (y // tile_pix, x // tile_pix)
-        out[y, x] |= np.bitwise_or.reduce(window[near[tile] != 0], initial=0)
-        out[y, x] |= np.bitwise_or.reduce(window[far[tile] != 0], initial=0) & int(SATURATED)
+        out[y, x] |= np.bitwise_or.reduce(window[taps[tile] >= least[tile]], initial=0)
+        for plane in (_SAT, _SAT_TEMPLATE):
+            if taps[tile][(window & plane) != 0].sum() > SATURATED_SHARE:
+                out[y, x] |= plane
     return out

@@ -67,9 +67,27 @@ def test_masks_only_grow():
 
 def test_saturation_reaches_further():
     """A tap of 1e-4 of the largest carries saturation on, and no defect."""
+    got = spread_beside(MaskPlane.SAT, 1e-4) | spread_beside(MaskPlane.BAD, 1e-4)
+    assert got[10, 13] == MaskPlane.SAT
+
+
+@pytest.mark.parametrize("plane", [MaskPlane.SAT, MaskPlane.SAT_TEMPLATE])
+def test_many_saturated_pixels_reach_further_than_one(target, plane):
+    """Under taps of 1e-5 of the kernel one saturated pixel does no harm, and five do."""
+    assert (spread_beside(plane, 1e-5, target=target)[:, 13] == 0).all()
+    got = spread_beside(plane, 1e-5, rows=5, target=target)
+    assert got[12, 13] == plane and got[10, 13] == 0
+
+
+def spread_beside(plane, tap, rows=1, target=None):
+    """Pixels of ``plane`` from (10, 10) downwards, under a kernel that is 1 in its centre and ``tap`` in a column beside."""
     kernels = np.zeros((1, 1, 7, 7), np.float32)
-    kernels[0, 0, 3, 3:7] = 1, 0, 0, 1e-4
+    kernels[0, 0, 3, 3] = 1
+    kernels[0, 0, 3 - rows // 2 : 4 + rows // 2, 6] = tap
     mask = np.zeros((30, 30), np.int32)
-    mask[10, 10], mask[20, 20] = MaskPlane.SAT, MaskPlane.BAD
-    got = spread_mask(mask, kernels, 32)
-    assert got[10, 13] == MaskPlane.SAT and not got[20, 23]
+    mask[10 : 10 + rows, 10] = plane
+    return (
+        spread_mask(mask, kernels, 32)
+        if target is None
+        else target.host(spread_mask(target.array(mask), target.array(kernels), 32))
+    )

@@ -27,7 +27,7 @@ from nightstream.kernels.fourier_stamps import (
 )
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.mask_spreading import spread_mask
-from nightstream.kernels.target import array_module
+from nightstream.kernels.target import array_module, chunks, for_each
 
 LOST_SUM = 2e-3  # of psi's sum, which is 1, that may lie outside; spread evenly over the stamp
 DEFAULT_SKY_PLANES = MaskPlane.unusable() | MaskPlane.DETECTED | MaskPlane.DETECTED_NEGATIVE
@@ -60,13 +60,28 @@ def decorrelation_kernels(
     total = convolved_power + correlation_power(fixed_correlation, xp) * fixed_variance[..., None, None]
     total = xp.maximum(total, 0.01 * total.max(axis=(2, 3), keepdims=True))
     psi = xp.sqrt(total[..., :1, :1] / total)
+    parts = {
+        "psi": lambda: _stamps_of_sum_one(psi, size),
+        "fixed": lambda: variance_stamps(psi + 0j, correlation_power(fixed_correlation, xp)),
+        "convolved": lambda: variance_stamps(psi * matching, correlation_power(convolved_correlation, xp)),
+    }
+    made = {}
+
+    def make(part: str) -> None:
+        made[part] = parts[part]()
+
+    for_each(make, tuple(parts), xp)
+    stamps, truncation = made["psi"]
+    return DecorrelationKernels(stamps, made["fixed"], made["convolved"], truncation)
+
+
+def _stamps_of_sum_one(psi, size) -> tuple:
+    """Return stamps (tiles_y, tiles_x, m, m) float32 of ``size`` or as large as they must be, and the power that they lack."""
     image = real_stamps(psi)
     size = size or max(enough(image), _enough_sum(image))
     stamps = crop(image, size)
     stamps = stamps + (1 - stamps.sum(axis=(2, 3), keepdims=True)) / stamps.shape[-1] ** 2
-    fixed = variance_stamps(psi + 0j, correlation_power(fixed_correlation, xp))
-    convolved = variance_stamps(psi * matching, correlation_power(convolved_correlation, xp))
-    return DecorrelationKernels(stamps.astype(xp.float32), fixed, convolved, lost_power(image, size))
+    return stamps.astype(array_module(psi).float32), lost_power(image, size)
 
 
 def decorrelate(image, mask, fixed_variance, convolved_variance, stamps: DecorrelationKernels, tile_pix, *, planes) -> tuple:
@@ -93,6 +108,22 @@ def tile_medians(plane, mask, tile_pix, *, planes) -> Any:
     """
     xp = array_module(plane)
     rows, columns = tile_counts(plane.shape, tile_pix)
+    medians = xp.empty((rows, columns))
+
+    def take_rows(chunk: slice) -> None:
+        part = slice(chunk.start * tile_pix, chunk.stop * tile_pix)
+        medians[chunk] = _medians_of_tiles(plane[part], mask[part], tile_pix, planes)
+
+    for_each(take_rows, chunks(rows, 1, xp), xp)
+    known = xp.isfinite(medians)
+    usual = xp.median(medians[known]) if bool(known.any()) else 0.0
+    return xp.where(known, medians, usual)
+
+
+def _medians_of_tiles(plane, mask, tile_pix, planes):
+    """Median of the samples of every tile, inf where there is none."""
+    xp = array_module(plane)
+    rows, columns = tile_counts(plane.shape, tile_pix)
     y, x = (_samples(n, tile_pix, xp) for n in (rows, columns))
     inside = (y < plane.shape[0])[:, None] & (x < plane.shape[1])
     pixel = xp.minimum(y, plane.shape[0] - 1)[:, None], xp.minimum(x, plane.shape[1] - 1)
@@ -100,11 +131,8 @@ def tile_medians(plane, mask, tile_pix, *, planes) -> Any:
     values = xp.where(inside & ((mask[pixel] & np.int32(planes)) == 0) & xp.isfinite(values), values, xp.inf)
     tiles = values.reshape(rows, len(y) // rows, columns, len(x) // columns).transpose(0, 2, 1, 3)
     tiles = xp.sort(tiles.reshape(rows, columns, -1), axis=2)
-    count = xp.isfinite(tiles).sum(axis=2)
-    medians = xp.take_along_axis(tiles, xp.maximum(count // 2, 0)[..., None].clip(0, tiles.shape[2] - 1), axis=2)[..., 0]
-    known = count > 0
-    usual = xp.median(medians[known]) if bool(known.any()) else 0.0
-    return xp.where(known, medians, usual).astype(xp.float64)
+    middle = xp.isfinite(tiles).sum(axis=2) // 2
+    return xp.take_along_axis(tiles, middle[..., None].clip(0, tiles.shape[2] - 1), axis=2)[..., 0]
 
 
 def _samples(tiles, tile_pix, xp):

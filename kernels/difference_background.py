@@ -139,19 +139,28 @@ def _fit_spline(level, weight, shape, bin_pix, knot_pix):
     xp = array_module(level)
     centres = tuple(np.minimum((np.arange(n) + 0.5) * bin_pix - 0.5, s - 1.0) for n, s in zip(level.shape, shape, strict=True))
     down, along = (xp.asarray(spline_design(c, s, knot_pix)) for c, s in zip(centres, shape, strict=True))
-    design = (down[:, None, :, None] * along[None, :, None, :]).reshape(level.size, -1)
-    penalty = Penalty(xp.arange(design.shape[1]), xp.asarray(_roughness(down.shape[1], along.shape[1])))
-    values, weight = level.ravel(), weight.ravel()
+    table = down.shape[1], along.shape[1]
+    penalty = Penalty(xp.arange(table[0] * table[1]), xp.asarray(_roughness(*table)))
     strengths = None
     for _ in range(ROUNDS):
-        weighted = design * weight[:, None]
         scale = float(xp.sqrt(1 / weight.max()))
-        solution = solve_shrunk(weighted.T @ design, weighted.T @ values, [penalty], scale=scale, strengths=strengths)
-        strengths, fitted = solution.strengths, design @ solution.mean
-        residual = xp.abs(values - fitted) * xp.sqrt(weight)
+        vector = (down.T @ (weight * level) @ along).ravel()
+        solution = solve_shrunk(_normal_matrix(down, along, weight), vector, [penalty], scale=scale, strengths=strengths)
+        strengths, coefficients = solution.strengths, solution.mean.reshape(table)
+        fitted = down @ coefficients @ along.T
+        residual = xp.abs(level - fitted) * xp.sqrt(weight)
         usual = xp.median(residual[weight > 0]) * 1.4826
         weight = xp.where(residual > CLIP_SIGMA * xp.maximum(usual, 1.0), 0.0, weight)
-    return solution.mean.reshape(down.shape[1], along.shape[1]), fitted.reshape(level.shape)
+    return coefficients, fitted
+
+
+def _normal_matrix(down, along, weight):
+    """Return sum_yx weight (y, x) D_yi A_xj D_yk A_xl as a matrix of the pairs (i, j) and (k, l): one axis after the other,
+    for the splines are products."""
+    rows, columns = down.shape[1], along.shape[1]
+    pairs_down, pairs_along = ((d[:, :, None] * d[:, None, :]).reshape(len(d), -1) for d in (down, along))
+    matrix = (pairs_down.T @ weight @ pairs_along).reshape(rows, rows, columns, columns)
+    return matrix.transpose(0, 2, 1, 3).reshape(rows * columns, rows * columns)
 
 
 def spline_design(position, n, knot_pix) -> np.ndarray:

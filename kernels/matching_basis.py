@@ -21,6 +21,7 @@ REACH_FWHM = 3.5  # half side of a kernel in FWHMs: a PSF with wings r^-6 leaves
 SIZE_LIMITS = (21, 61)  # pixels, odd
 DELTA_SIZE_LIMITS = (13, 19)
 STAMPS_PER_CHUNK = 32  # that are worked on at a time
+STAMPS_PER_LARGE_CHUNK = 128  # the same where little is done with every pixel
 NEGLIGIBLE_TAP = 1e-12  # of profiles of size 1: products of smaller ones are denormal in single precision, which is slow
 
 

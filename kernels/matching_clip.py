@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nightstream.kernels.matching_basis import STAMPS_PER_CHUNK
+from nightstream.kernels.matching_basis import STAMPS_PER_LARGE_CHUNK
 from nightstream.kernels.psf import FWHM_PER_SIGMA
 from nightstream.kernels.target import array_module, chunks, for_each
 
@@ -43,7 +43,7 @@ def model_errors(design, weights, signal, terms, index, covariance):
     def project_chunk(chunk: slice) -> None:
         gradient[chunk] = xp.matmul(design[chunk], pull[chunk])[:, :, 0]
 
-    for_each(project_chunk, chunks(len(design), STAMPS_PER_CHUNK, xp), xp)
+    for_each(project_chunk, chunks(len(design), STAMPS_PER_LARGE_CHUNK, xp), xp)
     gradient /= information[:, None]
     rows = gradient[:, index // terms.shape[1]] * terms[:, index % terms.shape[1]]
     return xp.sqrt(xp.maximum(((rows @ covariance) * rows).sum(1), 0.0))
@@ -66,18 +66,31 @@ def clip(residual, weights, bad_before, signal, model_error, side, fwhm_pix, rou
     """
     xp = array_module(residual)
     tolerance = xp.sqrt(TOLERANCES[min(round_, len(TOLERANCES)) - 1] ** 2 + model_error**2)
+    bad, (excess, lost, chi2) = xp.empty(residual.shape, bool), xp.empty((3, len(residual)))
+
+    def judge_chunk(chunk: slice) -> None:
+        rows = (plane[chunk] for plane in (residual, weights, bad_before, signal, tolerance))
+        bad[chunk], excess[chunk], lost[chunk], chi2[chunk] = _judge(*rows, side, fwhm_pix)
+
+    for_each(judge_chunk, chunks(len(residual), STAMPS_PER_LARGE_CHUNK, xp), xp)
+    used = (excess < AMPLITUDE_SIGMA) & (lost < MAX_LOST) & (chi2 <= _chi2_limit(chi2))
+    if int(used.sum()) * 2 < len(used):
+        used, bad = excess <= xp.median(excess), xp.zeros_like(bad)
+    return Clipped(used, bad & (lost < MAX_LOST)[:, None])
+
+
+def _judge(residual, weights, bad_before, signal, tolerance, side, fwhm_pix) -> tuple:
+    """Return of every stamp: pixels near a point-like residual, significance of the star's change, what part of the pixels
+    is lost, chi^2 per pixel."""
+    xp = array_module(residual)
     softened = weights / (1 + weights * (tolerance[:, None] * signal) ** 2)
     bad = point_residuals(residual, softened, side, fwhm_pix)
     bad = bad & (_share(bad, xp.where(weights > 0, xp.abs(signal), 0.0)) <= MAX_LOST_LIGHT)[:, None]
     kept = xp.where(bad_before, 0.0, weights)
     change, error = amplitudes(residual, kept, signal)
     excess = xp.abs(change) / xp.sqrt(error**2 + tolerance**2)
-    lost = _share(bad, weights > 0)
     chi2 = (xp.where(bad_before, 0.0, softened) * residual**2).sum(1) / xp.maximum((kept > 0).sum(1), 1)
-    used = (excess < AMPLITUDE_SIGMA) & (lost < MAX_LOST) & (chi2 <= _chi2_limit(chi2))
-    if int(used.sum()) * 2 < len(used):
-        used, bad = excess <= xp.median(excess), xp.zeros_like(bad)
-    return Clipped(used, bad & (lost < MAX_LOST)[:, None])
+    return bad, excess, _share(bad, weights > 0), chi2
 
 
 def _share(bad, of):
@@ -103,14 +116,8 @@ def point_residuals(residual, weights, side, fwhm_pix):
     distance = xp.abs(offset[:, None] - offset[None, :])
     profile = xp.exp(-0.5 * (distance / (fwhm_pix / FWHM_PER_SIGMA)) ** 2)
     near = (distance <= int(np.ceil(fwhm_pix))).astype(xp.float64)
-    bad = xp.empty(residual.shape, bool)
-
-    def search_chunk(chunk: slice) -> None:
-        top = profile @ (residual[chunk] * weights[chunk]).reshape(-1, side, side) @ profile
-        bottom = profile**2 @ weights[chunk].reshape(-1, side, side) @ profile**2
-        score = xp.abs(top) / xp.sqrt(xp.maximum(bottom, 1e-30))
-        hit = score > xp.maximum(POINT_SIGMA, PEEL * score.max(axis=(1, 2), keepdims=True))
-        bad[chunk] = ((near @ hit.astype(xp.float64) @ near) > 0.5).reshape(-1, side * side)
-
-    for_each(search_chunk, chunks(len(residual), STAMPS_PER_CHUNK, xp), xp)
-    return bad
+    top = profile @ (residual * weights).reshape(-1, side, side) @ profile
+    bottom = profile**2 @ weights.reshape(-1, side, side) @ profile**2
+    score = xp.abs(top) / xp.sqrt(xp.maximum(bottom, 1e-30))
+    hit = score > xp.maximum(POINT_SIGMA, PEEL * score.max(axis=(1, 2), keepdims=True))
+    return ((near @ hit.astype(xp.float64) @ near) > 0.5).reshape(-1, side * side)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nightstream.kernels.matching_basis import STAMPS_PER_CHUNK, KernelBasis
+from nightstream.kernels.matching_basis import STAMPS_PER_CHUNK, STAMPS_PER_LARGE_CHUNK, KernelBasis
 from nightstream.kernels.matching_clip import clip, model_errors
 from nightstream.kernels.matching_prior import Penalty, Solution, solve_shrunk, without_noise
 from nightstream.kernels.psf import polynomial_exponents, polynomial_terms
@@ -23,7 +23,7 @@ FOLDS = 5
 MODEL_ERRORS = (0.02, 0.005, 0.001)  # of the model's signal, added to the noise in round 1, 2, 3 and later
 WORTH = 2.0  # gain in held-out chi^2 that a larger model must bring
 KERNEL_POWER = 0.06  # sum(K^2) of a typical matching kernel, for the first round's weights
-CHOOSING_ROUNDS = (2, 3)  # in the first, stars that changed still mislead: the largest model, held by its priors, finds them
+CHOOSING_ROUND = 2  # before, stars that changed may mislead: the largest model, held by its priors, finds them
 
 
 class Candidate(NamedTuple):
@@ -52,6 +52,7 @@ class StampFit:
     table: Any  # (n_basis + 1, terms) parameters, zero where the model has none; last row the background
     solution: Solution
     index: Any  # (p,) of each parameter in the flat table
+    strengths: Any  # (penalties, degrees) of the priors
     power: float = KERNEL_POWER  # sum(K^2) of the kernel in the middle
     signal: Any = None  # (n, m) the model without its background
     residual: Any = None  # (n, m) target minus model
@@ -99,16 +100,18 @@ def fit_stamps(stamps, u, v, basis: KernelBasis, candidates, *, constant_scale, 
     xp = array_module(stamps.target)
     terms = polynomial_terms(u, v, max(max(c.order, c.background_order) for c in candidates))
     used, bad = xp.ones(stamps.count, dtype=bool), xp.zeros(stamps.good.shape, dtype=bool)
-    strengths, chosen, held_out = {}, candidates[-1], np.nan
+    strengths, chosen, held_out = None, candidates[-1], np.nan
     signal = stamps.design[:, 0].astype(xp.float64)
     variance = _expected_variance(stamps, signal, KERNEL_POWER)
     for round_ in range(1, max_iterations + 1):
         softened = variance + (MODEL_ERRORS[min(round_, len(MODEL_ERRORS)) - 1] * signal) ** 2
         weights = xp.where(bad | ~stamps.good, 0.0, 1 / softened)
         system = StampSystem.reduce(stamps, weights, terms)
-        if round_ in CHOOSING_ROUNDS:
-            chosen, held_out = _choose(system, used, basis, candidates, constant_scale, strengths)
+        if round_ == CHOOSING_ROUND:
+            scores = _held_out_scores(system, used, basis, candidates, constant_scale, strengths)
+            chosen, held_out = _choose(scores, system, used)
         fit = _solve(system, used, basis, chosen, constant_scale, strengths)
+        strengths = fit.strengths
         fit.held_out = held_out
         _predict(fit, stamps, terms, basis)
         signal, variance = fit.signal, _expected_variance(stamps, fit.signal, fit.power)
@@ -143,9 +146,21 @@ def _expected_variance(stamps, signal, power):
     noise.
     """
     xp = array_module(signal)
-    count = xp.maximum(stamps.good.sum(1, keepdims=True), 1)
-    mean = lambda a: xp.where(stamps.good, a, 0).sum(1, keepdims=True) / count  # noqa: E731
-    total = stamps.target_variance + power * stamps.source_variance
+    variance = xp.empty(signal.shape)
+
+    def fit_chunk(chunk: slice) -> None:
+        total = stamps.target_variance[chunk] + power * stamps.source_variance[chunk]
+        variance[chunk] = _line_in(signal[chunk], total, stamps.good[chunk])
+
+    for_each(fit_chunk, chunks(len(signal), STAMPS_PER_LARGE_CHUNK, xp), xp)
+    return variance
+
+
+def _line_in(signal, total, good):
+    """Return the straight line in ``signal`` (n, m) that fits ``total`` on the ``good`` pixels of each row."""
+    xp = array_module(signal)
+    count = xp.maximum(good.sum(1, keepdims=True), 1)
+    mean = lambda a: xp.where(good, a, 0).sum(1, keepdims=True) / count  # noqa: E731
     spread = signal - mean(signal)
     slope = xp.maximum(mean(spread * total) / xp.maximum(mean(spread**2), 1e-30), 0)
     level = mean(total)
@@ -210,39 +225,58 @@ def _parameters(candidate: Candidate, functions: int, terms: int, constant_scale
     return np.flatnonzero(has)
 
 
-def _penalties(basis: KernelBasis, index: np.ndarray, terms: int, xp) -> list[Penalty]:
-    """One group for each penalty of the basis and each spatial degree: how strongly either varies is its own affair."""
+def _penalties(basis: KernelBasis, index: np.ndarray, terms: int, xp) -> tuple[list[Penalty], tuple[list[int], list[int]]]:
+    """One group for each penalty of the basis and each spatial degree: how strongly either varies is its own affair. Also
+    return these two numbers of every group."""
     function, term = index // terms, index % terms
     degree = np.array([i + j for i, j in polynomial_exponents(order_of(terms))])[term]
     kernel = function < len(basis)
-    groups = []
-    for matrix in basis.penalties:
+    groups, names = [], []
+    for number, matrix in enumerate(basis.penalties):
         concerned = kernel & (np.abs(matrix).sum(1) > 0)[np.minimum(function, len(basis) - 1)]
         for d in range(int(degree.max()) + 1):
             own = np.flatnonzero(concerned & (degree == d))
             if own.size:
                 part = matrix[np.ix_(function[own], function[own])] * (term[own][:, None] == term[own][None, :])
                 groups.append(Penalty(xp.asarray(own), xp.asarray(part)))
-    return groups
+                names.append((number, d))
+    return groups, tuple(map(list, zip(*names, strict=True)))
 
 
-def _choose(system: StampSystem, used, basis, candidates, constant_scale, strengths) -> tuple[Candidate, float]:
-    """Return the candidate that predicts left-out stamps best, the smaller one when they are close, and its chi^2 per
-    pixel. ``strengths`` of the priors are remembered per candidate."""
+def _held_out_scores(system: StampSystem, used, basis, candidates, constant_scale, strengths) -> dict[Candidate, float]:
+    """Return chi^2 of left-out stamps under every candidate, whose priors are what all stamps ask for."""
     xp = array_module(used)
     fold = xp.cumsum(used) % FOLDS
-    parts = [system.summed((used & (fold == f)).astype(xp.float64)) for f in range(FOLDS)]
+    parts, priors, chi2 = [None] * FOLDS, {}, {}
+
+    def sum_fold(f: int) -> None:
+        parts[f] = system.summed((used & (fold == f)).astype(xp.float64))
+
+    def find_prior(candidate: Candidate) -> None:
+        solution, index, _ = _shrunk(whole, system, basis, candidate, constant_scale, strengths)
+        priors[candidate] = index, solution.prior
+
+    def judge(task: tuple[Candidate, int]) -> None:
+        candidate, f = task
+        chi2[task] = _held_out_chi2(whole, parts[f], *priors[candidate])
+
+    for_each(sum_fold, range(FOLDS), xp)
     whole = tuple(sum(p[i] for p in parts) for i in range(3))
-    scores = {}
+    largest_first = sorted(candidates, key=_size, reverse=True)
+    for_each(find_prior, largest_first, xp)
+    for_each(judge, [(c, f) for c in largest_first for f in range(FOLDS)], xp)
+    return {c: sum(chi2[c, f] for f in range(FOLDS)) for c in candidates}
 
-    def judge(candidate: Candidate) -> None:
-        solution, index = _shrunk(whole, system, basis, candidate, constant_scale, strengths)
-        scores[candidate] = sum(_held_out_chi2(whole, part, index, solution.prior) for part in parts)
 
-    ordered = sorted(candidates, key=lambda c: c.functions * term_count(c.order))
-    for_each(judge, ordered[::-1], xp)
+def _size(candidate: Candidate) -> int:
+    return candidate.functions * term_count(candidate.order)
+
+
+def _choose(scores: dict[Candidate, float], system: StampSystem, used) -> tuple[Candidate, float]:
+    """Return the candidate that predicts left-out stamps best, the smaller one when they are close, and its chi^2 per
+    pixel."""
     least = min(scores.values())
-    chosen = next(c for c in ordered if scores[c] <= least + WORTH)
+    chosen = next(c for c in sorted(scores, key=_size) if scores[c] <= least + WORTH)
     return chosen, scores[chosen] / max(float((system.pixels * used).sum()), 1.0)
 
 
@@ -257,8 +291,8 @@ def _held_out_chi2(whole, part, index, prior) -> float:
 
 
 def _shrunk(whole, system: StampSystem, basis, candidate: Candidate, constant_scale, strengths, noise=None):
-    """Return the `Solution` for one candidate and the places (p,) of its parameters in the flat table; the ``strengths``
-    of its priors start where they were and are brought up to date."""
+    """Return the `Solution` for one candidate, the places (p,) of its parameters in the flat table, and the strengths of all
+    priors, its own brought up to date; they start where the ``strengths`` of the round before are."""
     xp = array_module(whole[0])
     j, t = system.matrix.shape[1], system.terms.shape[1]
     host = _parameters(candidate, j, t, constant_scale)
@@ -268,10 +302,12 @@ def _shrunk(whole, system: StampSystem, basis, candidate: Candidate, constant_sc
     scale = abs(float(vector[0] / xp.maximum(matrix[0, 0], 1e-300))) or 1.0
     if noise is not None:
         matrix = without_noise(matrix, noise[rows])
-    penalties = _penalties(basis, host, t, xp)
-    solution = solve_shrunk(matrix, vector, penalties, scale=scale, strengths=strengths.get(candidate))
-    strengths[candidate] = solution.strengths
-    return solution, index
+    penalties, names = _penalties(basis, host, t, xp)
+    start = None if strengths is None else strengths[names]
+    solution = solve_shrunk(matrix, vector, penalties, scale=scale, strengths=start)
+    table = xp.ones((len(basis.penalties), order_of(t) + 1)) if strengths is None else strengths.copy()
+    table[names] = solution.strengths
+    return solution, index, table
 
 
 def _solve(system: StampSystem, used, basis, candidate: Candidate, constant_scale, strengths) -> StampFit:
@@ -279,11 +315,11 @@ def _solve(system: StampSystem, used, basis, candidate: Candidate, constant_scal
     xp = array_module(used)
     chosen = used.astype(xp.float64)
     whole, noise = system.summed(chosen), system.summed_noise(chosen, basis)
-    solution, index = _shrunk(whole, system, basis, candidate, constant_scale, strengths, noise)
+    solution, index, strengths = _shrunk(whole, system, basis, candidate, constant_scale, strengths, noise)
     j, t = system.matrix.shape[1], system.terms.shape[1]
     table = xp.zeros(j * t)
     table[index] = solution.mean
-    return StampFit(candidate, table.reshape(j, t), solution, index)
+    return StampFit(candidate, table.reshape(j, t), solution, index, strengths)
 
 
 def _predict(fit: StampFit, stamps, terms, basis: KernelBasis) -> None:
@@ -296,6 +332,6 @@ def _predict(fit: StampFit, stamps, terms, basis: KernelBasis) -> None:
     def predict_chunk(chunk: slice) -> None:
         fit.signal[chunk] = xp.matmul(single[chunk], stamps.design[chunk, :-1])[:, 0]
 
-    for_each(predict_chunk, chunks(stamps.count, STAMPS_PER_CHUNK, xp), xp)
+    for_each(predict_chunk, chunks(stamps.count, STAMPS_PER_LARGE_CHUNK, xp), xp)
     fit.residual = stamps.target - fit.signal - parameters[:, -1:]
     fit.power = float((xp.tensordot(fit.table[:-1, 0], basis.images, 1) ** 2).sum())

@@ -16,7 +16,7 @@ RIDGE = 1e-12  # added to the diagonal of a matrix whose diagonal is 1
 FIRST_WIDTH = 0.1  # of a parameter's prior, relative to the scale of the solution, before the data have spoken
 STRENGTH_RANGE = (1e-6, 1e6)  # of a strength relative to the first one
 SMALL_MATRIX = 48  # rows, below which a triangular matrix is inverted like any other
-SETTLED = 0.1  # relative change of all strengths below which they are left alone
+SETTLED = 3.0  # parameters that the last change of the strengths may have freed or tied, at most, before they are left alone
 
 
 class Penalty(NamedTuple):
@@ -51,8 +51,9 @@ def solve_shrunk(matrix, vector, penalties, *, scale: float = 1.0, strengths=Non
     strengths = xp.full(len(penalties), first) if strengths is None else strengths
     for _ in range(iterations if penalties else 0):
         solution = _posterior(matrix, vector, penalty, member, strengths)
-        better = xp.clip(_strengths(solution, penalty, member), STRENGTH_RANGE[0] * first, STRENGTH_RANGE[1] * first)
-        settled = bool((xp.abs(xp.log(better / strengths)) < SETTLED).all())
+        gamma, better = _strengths(solution, penalty, member)
+        better = xp.clip(better, STRENGTH_RANGE[0] * first, STRENGTH_RANGE[1] * first)
+        settled = bool((gamma * xp.abs(xp.log(better / strengths))).sum() < SETTLED)
         strengths = better
         if settled:
             break
@@ -76,11 +77,11 @@ def _posterior(matrix, vector, penalty, member, strengths) -> Solution:
 
 
 def _strengths(solution: Solution, penalty, member):
-    """Return the next lambda of every group."""
+    """Return gamma, how many parameters of every group the data determine, and the group's next lambda."""
     xp = array_module(penalty)
     gamma = member.sum(0) - solution.strengths * (member.T @ (solution.covariance * penalty).sum(1))
-    power = member.T @ (solution.mean * (penalty @ solution.mean))
-    return xp.maximum(gamma, 1e-3) / xp.maximum(power, 1e-300)
+    gamma = xp.maximum(gamma, 1e-3)
+    return gamma, gamma / xp.maximum(member.T @ (solution.mean * (penalty @ solution.mean)), 1e-300)
 
 
 def invert_positive(matrix):
@@ -89,12 +90,18 @@ def invert_positive(matrix):
     The diagonal is scaled to 1 first and 1e-12 added to it, which makes a singular matrix a regular one.
     """
     xp = array_module(matrix)
-    scale = 1 / xp.sqrt(xp.maximum(xp.diagonal(matrix), 1e-300))
-    scaled = matrix * scale[:, None] * scale[None, :] + RIDGE * xp.eye(len(matrix))
-    root = invert_lower(xp.linalg.cholesky(scaled))
+    scale, root = _scaled_root(matrix)
     inverse = root.T @ root
-    condition = xp.abs(scaled).sum(axis=0).max() * xp.abs(inverse).sum(axis=0).max()
-    return inverse * scale[:, None] * scale[None, :], condition
+    size = (xp.abs(matrix) * scale[None, :]).sum(axis=1) * scale
+    return inverse * scale[:, None] * scale[None, :], size.max() * xp.abs(inverse).sum(axis=0).max()
+
+
+def _scaled_root(matrix):
+    """Return ``scale`` (p,) that makes the diagonal of a symmetric positive ``matrix`` (p, p) 1, and the inverse of the lower
+    Cholesky factor of the scaled matrix with the ridge."""
+    xp = array_module(matrix)
+    scale = 1 / xp.sqrt(xp.maximum(xp.diagonal(matrix), 1e-300))
+    return scale, invert_lower(xp.linalg.cholesky(matrix * scale[:, None] * scale[None, :] + RIDGE * xp.eye(len(matrix))))
 
 
 def invert_lower(matrix):
@@ -112,16 +119,12 @@ def invert_lower(matrix):
 
 
 def without_noise(matrix, noise):
-    """Return ``matrix`` (p, p) without the part that noise in the design added to it, ``noise`` (p, p).
+    """Return ``matrix`` M (p, p) without the part that noise in the design added to it, ``noise`` N (p, p): M (M + N)^-1 M.
 
     Noise in what is fitted passes for signal that the solution must suppress, and makes it too small (errors in
-    variables; Fuller 1987, "Measurement error models", section 2.2). Directions in which noise is more than half of all
-    there is keep half: nothing would be left to stand on.
+    variables; Fuller 1987, "Measurement error models", section 2.2). The remedy is M - N, which this is to first order in
+    N / M; but directions that are little else than noise keep half of what they have: nothing would be left to stand on.
     """
-    xp = array_module(matrix)
-    scale = 1 / xp.sqrt(xp.maximum(xp.diagonal(matrix), 1e-300))
-    lower = xp.linalg.cholesky(matrix * scale[:, None] * scale[None, :] + RIDGE * xp.eye(len(matrix)))
-    inverse = invert_lower(lower)
-    share, directions = xp.linalg.eigh(inverse @ (noise * scale[:, None] * scale[None, :]) @ inverse.T)
-    factor = lower @ directions / scale[:, None]
-    return (factor * xp.maximum(1 - share, 0.5)) @ factor.T
+    scale, root = _scaled_root(matrix + noise)
+    half = root @ (matrix * scale[:, None])
+    return half.T @ half

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from nightstream.kernels.matching_basis import KernelBasis, convolve_stamps
-from nightstream.kernels.target import array_module
+from nightstream.kernels.matching_basis import STAMPS_PER_CHUNK, KernelBasis, convolve_stamps
+from nightstream.kernels.target import array_module, chunks, for_each
 
 CORE_PIX = 2  # half side of the centre in which no pixel may be bad
 GOOD_FRACTION = 0.5  # of a stamp's pixels that must be good
@@ -52,19 +52,26 @@ def gather_stamps(source, target, x, y, basis: KernelBasis, inner: int, planes: 
     ix, iy = (xp.rint(xp.asarray(c)).astype(xp.int64) for c in (x, y))
     inside = _inside(ix, iy, shape, reach + CORE_PIX)
     ix, iy = ix[inside], iy[inside]
-    outer, outer_beyond = _cutter(ix, iy, inner + 2 * reach, shape, xp)
-    cut, beyond = _cutter(ix, iy, inner, shape, xp)
-    values, level = source[0][outer], target[0][cut]
-    source_bad = outer_beyond | _bad(values, source[1][outer], planes)
-    target_bad = beyond | _bad(level, target[1][cut], planes)
-    good = ~(target_bad | _under_kernel(source_bad, basis.size))
-    keep = _usable(good, target_bad, source_bad[:, reach : reach + inner, reach : reach + inner], inner)
-    xp.copyto(values, xp.float32(0), where=source_bad)
+    values = xp.empty((len(ix), inner + 2 * reach, inner + 2 * reach), xp.float32)
+    good, keep = xp.empty((len(ix), inner, inner), bool), xp.empty(len(ix), bool)
+
+    def cut_chunk(chunk: slice) -> None:
+        outer, outer_beyond = _cutter(ix[chunk], iy[chunk], inner + 2 * reach, shape, xp)
+        cut, beyond = _cutter(ix[chunk], iy[chunk], inner, shape, xp)
+        source_bad = outer_beyond | _bad(source[0][outer], source[1][outer], planes)
+        target_bad = beyond | _bad(target[0][cut], target[1][cut], planes)
+        values[chunk] = xp.where(source_bad, xp.float32(0), source[0][outer])
+        good[chunk] = ~(target_bad | _under_kernel(source_bad, basis.size))
+        core = target_bad | source_bad[:, reach : reach + inner, reach : reach + inner]
+        keep[chunk] = _usable(good[chunk], core, inner)
+
+    for_each(cut_chunk, chunks(len(ix), STAMPS_PER_CHUNK, xp), xp)
+    cut, _ = _cutter(ix, iy, inner, shape, xp)
     values, good = values[keep], good[keep].reshape(-1, inner * inner)
     design = xp.empty((len(values), len(basis) + 1, inner * inner), xp.float32)
     design[:, -1] = 1
     convolve_stamps(values, basis, out=design[:, :-1].reshape(len(values), len(basis), inner, inner))
-    flat = [plane[keep].reshape(good.shape) for plane in (level, target[2][cut], source[2][cut])]
+    flat = [plane[cut][keep].reshape(good.shape) for plane in (target[0], target[2], source[2])]
     flat = [xp.where(good, plane, 0).astype(xp.float64) for plane in flat]
     return Stamps(design, *flat, good, ix[keep], iy[keep], int((~inside).sum()), int((~keep).sum()))
 
@@ -98,7 +105,6 @@ def _under_kernel(bad, size):
     return (band.T @ (bad.astype(xp.float32) @ band)) > 0.5
 
 
-def _usable(good, target_bad, source_bad, inner):
+def _usable(good, bad, inner):
     centre = slice(inner // 2 - CORE_PIX, inner // 2 + CORE_PIX + 1)
-    core = (target_bad | source_bad)[:, centre, centre].any(axis=(1, 2))
-    return ~core & (good.mean(axis=(1, 2)) > GOOD_FRACTION)
+    return ~bad[:, centre, centre].any(axis=(1, 2)) & (good.mean(axis=(1, 2)) > GOOD_FRACTION)

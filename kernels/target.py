@@ -5,8 +5,10 @@ The array decides: NumPy runs on the CPU (Numba), CuPy on its GPU (the `.cu` ker
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +22,8 @@ import numpy as np
 # No fast-math and no contraction on either target: + - * / sqrt then agree bit for bit.
 NUMBA_OPTIONS = {"cache": True, "nogil": True, "fastmath": False, "error_model": "numpy"}
 NVRTC_OPTIONS = ("--std=c++17", "--fmad=false")
-LARGEST_KEPT_BLOCK = 2**25 - 2**16  # bytes; glibc's limit of 32 MiB, less a page or so
+KEPT_BYTES = 2**30  # of freed memory that the process holds on to
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 
 
 def array_module(*arrays) -> ModuleType:
@@ -92,8 +95,8 @@ def device_function(function: Callable) -> Callable:
 def for_each(work: Callable[[Any], None], parts: Sequence, xp: ModuleType) -> None:
     """Call ``work(part)`` for all ``parts``; the calls must not touch each other's output.
 
-    On the CPU they are shared out among as many threads as Numba uses, since NumPy and SciPy let others run meanwhile;
-    on a GPU they are queued one after the other.
+    On the CPU they are shared out among as many threads as Numba uses, the caller's one of them, since NumPy and SciPy let
+    others run meanwhile; on a GPU they are queued one after the other. What a call raises, this raises.
     """
     threads = min(numba.get_num_threads(), len(parts)) if xp is np else 1
     _keep_freed_memory()
@@ -101,15 +104,31 @@ def for_each(work: Callable[[Any], None], parts: Sequence, xp: ModuleType) -> No
         for part in parts:
             work(part)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, parts))
+    left = deque(parts)
+
+    def take_and_work() -> None:
+        while True:
+            try:
+                part = left.popleft()
+            except IndexError:
+                return
+            work(part)
+
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(take_and_work) for _ in range(threads - 1)]
+        take_and_work()
+    for other in others:
+        other.result()
 
 
 @functools.cache
 def _keep_freed_memory() -> None:
-    """Free one block of 32 MB: glibc then keeps twice as much per thread for the next array (mallopt(3), M_MMAP_THRESHOLD),
-    where by default every temporary array of some MB goes back to the system and costs as much as a transform of it."""
-    np.empty(LARGEST_KEPT_BLOCK, np.uint8)
+    """Let glibc take large arrays from memory that was freed before: by default every plane and every temporary array of
+    some MB is new memory of the system, which costs as much as a transform of it. Nothing where there is no glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def chunks(count: int, size: int, xp: ModuleType) -> list[slice]:

@@ -3,9 +3,10 @@
     python perf/subtraction.py [--sizes 1024 2048 4096] [--seeds 20240501 ...] [--full] [--no-judge] [--runs 3] [--work DIR]
 
 Judges every difference beside the noise-free template (oracle) and the best that a noisy one allows (bound), then times
-the first seed of each size, every run in a process of its own, on one thread and on two. Where hotpants (Becker 2015,
-ASCL 1504.004) is on the PATH it is judged and timed beside. All seeds at 1024 and 2048 pixels and one at 4096, or
-``--full`` for all. Samples are kept in --work for the next time. Writes perf/records/<name>.json. Needs GalSim.
+the first seed of each size, in processes of their own: on one core, on two, and two detectors at a time on a core each.
+Where hotpants (Becker 2015, ASCL 1504.004) is on the PATH it is judged and timed beside. All seeds at 1024 and 2048 pixels
+and one at 4096, or ``--full`` for all. Samples are kept in --work for the next time. Writes perf/records/<name>.json.
+Needs GalSim.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +40,7 @@ from nightstream.kernels.mask import MaskPlane
 
 SIZES = (1024, 2048, 4096)
 SEEDS = (20240501, 20240601, 20240701, 20240801)
-THREADS = (1, 2)
+CORES = {"ours, 1 core": ["0"], "ours, 2 cores": ["0,1"], "ours, 2 at a time": ["0", "1"]}  # of each process
 UNUSABLE = MaskPlane.NO_DATA | MaskPlane.SAT | MaskPlane.BAD | MaskPlane.SAT_TEMPLATE | MaskPlane.EDGE
 HOTPANTS = ["-c", "t", "-n", "i", "-tu", "60000", "-iu", "60000", "-tl", "-1000", "-il", "-1000"]
 HOTPANTS += [
@@ -52,6 +54,7 @@ HOTPANTS += [
     f"{TEMPLATE.read_noise:.2f}",
 ]
 HOTPANTS_KERNELS = {"hotpants 21x21": [], "hotpants 31x31": ["-r", "15", "-rss", "20"]}
+STAGES = ("fit", "convolve", "background", "decorrelate")
 SHOWN = ("sky_noise", "bright_rms", "completeness_5", "false_positives", "negative_detections")
 SHOWN += ("photometry_bias", "photometry_scatter")
 
@@ -118,12 +121,16 @@ def run_hotpants(sample: Sample, work: Path, options: list[str]) -> dict[str, fl
     return _in_process("cost_of.py", *command)
 
 
-def run_ours(pair: Pair, work: Path, threads: int, runs: int) -> dict[str, float]:
-    """Time the subtraction on so many cores in a process that holds the pair and nothing else."""
+def run_ours(pair: Pair, work: Path, cores: list[str], runs: int) -> dict[str, float]:
+    """Time the subtraction in processes that hold the pair and nothing else, one for each set of ``cores``, all at once;
+    the numbers are those of the slower."""
     path = work / "pair.pickle"
     with path.open("wb") as file:
         pickle.dump(tuple(pair), file, protocol=5)
-    return _in_process("subtraction_run.py", path, threads, runs)
+    with ThreadPoolExecutor(len(cores)) as pool:
+        done = list(pool.map(lambda own: _in_process("subtraction_run.py", path, own, runs), cores))
+    cost = max(done, key=lambda cost: cost["clock"])
+    return cost | {"detectors_per_s": round(len(cores) / cost["clock"], 3)}
 
 
 def _in_process(script: str, *arguments) -> dict:
@@ -136,11 +143,11 @@ def _in_process(script: str, *arguments) -> dict:
 
 
 def time_all(sample: Sample, pair: Pair, work: Path, runs: int) -> dict[str, dict]:
-    """Cost of our subtraction on each number of threads, and of hotpants; the least of all runs."""
-    threads = [n for n in THREADS if n <= len(os.sched_getaffinity(0))]
-    costs = {f"ours, {n} thread{'s'[: n > 1]}": run_ours(pair, work, n, runs) for n in threads}
+    """Cost of our subtraction on one core and on two, and of hotpants; the least of all runs."""
+    one_core = len(os.sched_getaffinity(0)) == 1
+    costs = {who: run_ours(pair, work, cores, runs) for who, cores in CORES.items() if not one_core or cores == ["0"]}
     if len({cost.pop("bits") for cost in costs.values()}) > 1:
-        raise SystemExit(f"wrong answer at {sample.size}: the number of threads changes bits")
+        raise SystemExit(f"wrong answer at {sample.size}: the number of cores changes bits")
     for name, options in HOTPANTS_KERNELS.items() if shutil.which("hotpants") else ():
         tries = [run_hotpants(sample, work, options) for _ in range(min(runs, 2))]
         costs[name] = {key: min(t[key] for t in tries) for key in tries[0]}
@@ -162,11 +169,12 @@ def print_pools(pools: dict[str, dict]) -> None:
 
 def print_costs(name: str, costs: dict[str, dict]) -> None:
     for who, cost in costs.items():
-        stages = " ".join(f"{stage} {cost[stage]:.2f}" for stage in cost if stage not in ("total", "clock", "peak_gib"))
-        ratio = cost["total"] / costs["ours, 1 thread"]["total"]
+        stages = " ".join(f"{stage} {cost[stage]:.2f}" for stage in STAGES if stage in cost)
+        ratio = cost["total"] / costs["ours, 1 core"]["total"]
+        rate = cost.get("detectors_per_s", 1 / cost["clock"])
         print(
-            f"subtract {name} f32 | {who:<15} | {cost['total']:6.2f} core s ({ratio:.2f}x) {cost['clock']:6.2f} s | "
-            f"{cost['peak_gib']:.2f} GiB | {stages}", flush=True,
+            f"subtract {name} f32 | {who:<15} | {cost['total']:6.2f} core s ({ratio:.2f}x) {cost['clock']:6.2f} s "
+            f"{rate:.2f} / s | {cost['peak_gib']:.2f} GiB | {stages}", flush=True,
         )  # fmt: skip
 
 

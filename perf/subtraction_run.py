@@ -1,9 +1,10 @@
 """Subtract one prepared pair of images in a process of its own; for `subtraction.py`.
 
-    python perf/subtraction_run.py PAIR.pickle THREADS RUNS
+    python perf/subtraction_run.py PAIR.pickle CORES RUNS
 
 Prints, as JSON, the core-seconds of every stage and of the whole (least of all runs after one that warms up), seconds on
-the clock, the peak memory of the process, pair included, and a digest of the result.
+the clock, the peak memory of the process, pair included, and a digest of the result. CORES are numbers within those that
+the process may use, separated by commas; as many threads work.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ def clocked(function: Callable, costs: dict[str, float], stage: str) -> Callable
 
 
 def main() -> None:
-    path, threads, runs = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    path, cores, runs = Path(sys.argv[1]), [int(n) for n in sys.argv[2].split(",")], int(sys.argv[3])
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[n] for n in cores})
     use_one_blas_thread()
-    numba.set_num_threads(threads)
+    numba.set_num_threads(len(cores))
     with path.open("rb") as file:
         pair = pickle.load(file)
     costs: dict[str, float] = {}

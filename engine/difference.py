@@ -19,7 +19,7 @@ from nightstream.engine.values import DifferenceResult, Exposure, MaskedImage, T
 from nightstream.errors import UnprocessableError
 from nightstream.kernels.coadd import flag_high_variance
 from nightstream.kernels.convolution import choose_tile, convolve_parts, convolve_plane
-from nightstream.kernels.decorrelation import DEFAULT_SKY_PLANES, decorrelate, decorrelation_kernels, tile_medians
+from nightstream.kernels.decorrelation import decorrelate, decorrelation_kernels, tile_medians
 from nightstream.kernels.difference_background import fit_difference_background
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.mask_spreading import spread_mask
@@ -29,7 +29,6 @@ from nightstream.kernels.sky_correlation import sky_correlation
 from nightstream.kernels.target import array_module, chunks, for_each
 from nightstream.kernels.warp import map_phases, noise_correlation, warp, warp_grid
 
-SPREADING = MaskPlane.BAD | MaskPlane.SAT | MaskPlane.NO_DATA | MaskPlane.EDGE | MaskPlane.SAT_TEMPLATE
 FROM_TEMPLATE = MaskPlane.NO_DATA | MaskPlane.BAD | MaskPlane.EDGE | MaskPlane.HIGH_VARIANCE
 ROWS_PER_CHUNK = 64  # that a thread works on at a time
 NOISE_SAMPLE_PIX = 250_000  # on whose scatter the noise ratio is measured, to 0.2 %
@@ -73,7 +72,7 @@ def subtract_aligned(
 def with_noise_correlation(result: DifferenceResult) -> DifferenceResult:
     """Measure what neighbours of the difference still have in common, which its variance plane cannot say."""
     pixels = result.difference.pixels
-    planes = DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE
+    planes = MaskPlane.not_sky()
     stamp = sky_correlation(pixels.image, pixels.mask, pixels.variance, planes=planes)
     middle = stamp.shape[0] // 2
     lags = {"noise_correlation_x": float(stamp[middle, middle + 1]), "noise_correlation_y": float(stamp[middle + 1, middle])}
@@ -181,7 +180,7 @@ def convolve_image(source: MaskedImage, kernel: MatchingKernel, tile_pix: int) -
     kernels = kernel.tile_kernels(source.shape, tile_pix)
     image = convolve_parts(kernel.convolution_parts(source.image, tile_pix), tile_pix, missing=source.image)
     variance = convolve_plane(source.variance, kernels**2, tile_pix, missing=source.image)
-    return MaskedImage(image, spread_mask(source.mask, kernels, tile_pix, planes=SPREADING), variance)
+    return MaskedImage(image, spread_mask(source.mask, kernels, tile_pix, planes=MaskPlane.spreading()), variance)
 
 
 def _subtract_pair(pair, kernel: MatchingKernel, config: DifferenceConfig) -> _RawDifference:
@@ -218,7 +217,7 @@ def _subtract_background(difference: MaskedImage, kernel: MatchingKernel, config
         return
     fit_difference_background(
         image, mask, variance, bin_pix=config.difference_background_bin_pix, start=kernel.background_at,
-        knot_pix=config.difference_background_knot_pix, planes=DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE,
+        knot_pix=config.difference_background_knot_pix, planes=MaskPlane.not_sky(),
     ).subtract_from(image)  # fmt: skip
 
 
@@ -231,7 +230,7 @@ def _finish(science, warped, raw, kernel, correlations, config) -> DifferenceRes
     if config.decorrelate:
         stamps = _decorrelation(raw, correlations)
         image, mask, variance = decorrelate(
-            image, mask, raw.fixed_variance, raw.convolved_variance, stamps, raw.tile_pix, planes=SPREADING
+            image, mask, raw.fixed_variance, raw.convolved_variance, stamps, raw.tile_pix, planes=MaskPlane.spreading()
         )
         psf = convolve_psf(psf, stamps.psi, image.shape, raw.tile_pix)
         diagnostics["decorrelation_truncation"] = stamps.truncation
@@ -257,7 +256,7 @@ def _convolved_variance(raw: _RawDifference):
 
 
 def _decorrelation(raw: _RawDifference, correlations):
-    planes = DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE
+    planes = MaskPlane.not_sky()
     fixed, convolved = (
         tile_medians(plane, raw.mask, raw.tile_pix, planes=planes) for plane in (raw.fixed_variance, raw.convolved_variance)
     )
@@ -293,7 +292,7 @@ def _known(correlation):
 
 
 def _sky_variance(pixels: MaskedImage):
-    return tile_medians(pixels.variance, pixels.mask, max(pixels.shape), planes=DEFAULT_SKY_PLANES)[0, 0]
+    return tile_medians(pixels.variance, pixels.mask, max(pixels.shape), planes=MaskPlane.not_sky())[0, 0]
 
 
 def _noise_ratio(pixels: MaskedImage) -> float:
@@ -301,7 +300,7 @@ def _noise_ratio(pixels: MaskedImage) -> float:
     xp = array_module(pixels.image)
     step = max(1, math.isqrt(pixels.image.size // NOISE_SAMPLE_PIX))
     sample = (slice(None, None, step),) * 2
-    sky = (pixels.mask[sample] & np.int32(DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE)) == 0
+    sky = (pixels.mask[sample] & np.int32(MaskPlane.not_sky())) == 0
     pull = (pixels.image[sample] / xp.sqrt(pixels.variance[sample]))[sky]
     return float(1.4826 * xp.median(xp.abs(pull - xp.median(pull)))) if pull.size else float("nan")
 

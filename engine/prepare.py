@@ -13,7 +13,6 @@ from nightstream.engine.config import PrepareConfig
 from nightstream.engine.values import Array, Exposure, MaskedImage, ReducedImage
 from nightstream.errors import InputError, UnprocessableError
 from nightstream.kernels.background import BackgroundMesh, background_mesh
-from nightstream.kernels.decorrelation import DEFAULT_SKY_PLANES
 from nightstream.kernels.detection import Detections, detect, mark_detected
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.moments import gaussian_moments
@@ -156,7 +155,7 @@ def noise_correlation(light, mask, variance) -> np.ndarray | None:
     """
     if not neighbours_correlate(light, mask, variance):
         return None
-    stamp = sky_correlation(light, mask, variance, planes=DEFAULT_SKY_PLANES, reach=CORRELATION_REACH)
+    stamp = sky_correlation(light, mask, variance, planes=MaskPlane.not_sky(), reach=CORRELATION_REACH)
     far = float(np.mean([stamp[0], stamp[-1], stamp[:, 0], stamp[:, -1]]))
     stamp = ((stamp - far) / (1 - far))[1:-1, 1:-1]
     middle = CORRELATION_REACH - 1
@@ -166,7 +165,7 @@ def noise_correlation(light, mask, variance) -> np.ndarray | None:
 
 def neighbours_correlate(light, mask, variance) -> bool:
     """Return whether pixels next to each other on the sky have more than `MAX_CORRELATION` in common."""
-    near = sky_correlation(light, mask, variance, planes=DEFAULT_SKY_PLANES, reach=1)
+    near = sky_correlation(light, mask, variance, planes=MaskPlane.not_sky(), reach=1)
     return bool(np.abs(np.delete(near.ravel(), 4)).max() > MAX_CORRELATION)
 
 

@@ -11,7 +11,7 @@ from nightstream.engine.memory import to_host
 from nightstream.engine.values import DifferenceResult, Exposure, MaskedImage, WarpedTemplate
 from nightstream.errors import UnprocessableError
 from nightstream.kernels.convolution import choose_tile
-from nightstream.kernels.decorrelation import DEFAULT_SKY_PLANES, tile_medians
+from nightstream.kernels.decorrelation import tile_medians
 from nightstream.kernels.difference_background import fit_difference_background
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.photometry import psf_flux
@@ -19,8 +19,6 @@ from nightstream.kernels.psf_transform import convolve_psf
 from nightstream.kernels.target import array_module
 from nightstream.kernels.zogy import subtract_proper, zogy_kernels
 
-SPREADING = MaskPlane.BAD | MaskPlane.SAT | MaskPlane.NO_DATA | MaskPlane.EDGE | MaskPlane.SAT_TEMPLATE
-SKY_PLANES = DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE
 SCALE_FLOOR = 0.01  # relative error of a star's flux ratio besides noise
 
 
@@ -33,13 +31,13 @@ def subtract_properly(science: Exposure, warped: WarpedTemplate, x, y, config: D
     tile = config.tile_pix or choose_tile(science.pixels.shape)
     scale, used = flux_ratio(science, warped, x, y)
     pair = science.pixels, warped.pixels
-    variances = [tile_medians(p.variance, p.mask, tile, planes=SKY_PLANES) for p in pair]
+    variances = [tile_medians(p.variance, p.mask, tile, planes=MaskPlane.not_sky()) for p in pair]
     kernels = zogy_kernels(
         science.psf, warped.psf, *variances, science.pixels.shape, tile,
         flux_scale=scale, template_correlation=warped.noise_correlation,
     )  # fmt: skip
     planes = [(p.image, p.mask, p.variance) for p in pair]
-    proper = subtract_proper(*planes, kernels, tile, planes=SPREADING)
+    proper = subtract_proper(*planes, kernels, tile, planes=MaskPlane.spreading())
     pixels = MaskedImage(proper.image, proper.mask, proper.variance)
     _subtract_sky(pixels, config)
     psf = convolve_psf(science.psf, kernels.science[0], science.pixels.shape, tile)
@@ -60,7 +58,7 @@ def _subtract_sky(pixels: MaskedImage, config: DifferenceConfig) -> None:
     if config.subtract_background:
         fit_difference_background(
             pixels.image, pixels.mask, pixels.variance, bin_pix=config.difference_background_bin_pix,
-            knot_pix=config.difference_background_knot_pix, planes=SKY_PLANES,
+            knot_pix=config.difference_background_knot_pix, planes=MaskPlane.not_sky(),
         ).subtract_from(pixels.image)  # fmt: skip
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from nightstream.engine.config import DifferenceConfig
-from nightstream.engine.difference import SPREADING, central_fwhm, convolve_image, fit_kernel, subtract_planes
+from nightstream.engine.difference import central_fwhm, convolve_image, fit_kernel, subtract_planes
 from nightstream.engine.values import Exposure, MaskedImage, ScoreImage, WarpedTemplate
 from nightstream.errors import UnprocessableError
 from nightstream.kernels.convolution import choose_tile
-from nightstream.kernels.decorrelation import DEFAULT_SKY_PLANES, tile_medians
+from nightstream.kernels.decorrelation import tile_medians
 from nightstream.kernels.difference_background import fit_difference_background
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.score import preconvolve, score_from_difference, score_kernels
-
-SKY_PLANES = DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE
 
 
 def make_score_image(science: Exposure, warped: WarpedTemplate, x, y, config: DifferenceConfig) -> ScoreImage:
@@ -23,7 +21,7 @@ def make_score_image(science: Exposure, warped: WarpedTemplate, x, y, config: Di
     """
     pixels = science.pixels
     tile = config.tile_pix or choose_tile(pixels.shape)
-    blurred = preconvolve(pixels.image, pixels.mask, pixels.variance, science.psf, tile, planes=SPREADING)
+    blurred = preconvolve(pixels.image, pixels.mask, pixels.variance, science.psf, tile, planes=MaskPlane.spreading())
     middle = (pixels.shape[1] - 1) / 2, (pixels.shape[0] - 1) / 2
     sizes = central_fwhm(warped), float(blurred.psf.fwhm_pix(*middle)[0])
     if sizes[1] < sizes[0]:
@@ -37,9 +35,9 @@ def make_score_image(science: Exposure, warped: WarpedTemplate, x, y, config: Di
     raw = subtract_planes(target, matched)
     fit_difference_background(
         raw.image, raw.mask, raw.variance, bin_pix=config.difference_background_bin_pix,
-        knot_pix=config.difference_background_knot_pix, planes=SKY_PLANES, start=kernel.background_at,
+        knot_pix=config.difference_background_knot_pix, planes=MaskPlane.not_sky(), start=kernel.background_at,
     ).subtract_from(raw.image)  # fmt: skip
-    skies = (tile_medians(p.variance, raw.mask, tile, planes=SKY_PLANES) for p in (pixels, warped.pixels))
+    skies = (tile_medians(p.variance, raw.mask, tile, planes=MaskPlane.not_sky()) for p in (pixels, warped.pixels))
     stamps = score_kernels(
         kernel.tile_kernels(pixels.shape, tile), science.psf, *skies, pixels.shape, tile,
         convolved_correlation=warped.noise_correlation,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nightstream.kernels.combine import combine_frames
-from nightstream.kernels.decorrelation import DEFAULT_SKY_PLANES, tile_medians
+from nightstream.kernels.decorrelation import tile_medians
 from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.target import array_module
 
@@ -68,4 +68,4 @@ def mean_correlation(stamps, weights, variances) -> np.ndarray:
 
 
 def _sky_variance(variance, mask):
-    return tile_medians(variance, mask, max(variance.shape), planes=int(DEFAULT_SKY_PLANES))[0, 0]
+    return tile_medians(variance, mask, max(variance.shape), planes=MaskPlane.not_sky())[0, 0]

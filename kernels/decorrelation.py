@@ -25,12 +25,10 @@ from nightstream.kernels.fourier_stamps import (
     transfer,
     variance_stamps,
 )
-from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.mask_spreading import spread_mask
 from nightstream.kernels.target import array_module, chunks, for_each
 
 LOST_SUM = 2e-3  # of psi's sum, which is 1, that may lie outside; spread evenly over the stamp
-DEFAULT_SKY_PLANES = MaskPlane.unusable() | MaskPlane.DETECTED | MaskPlane.DETECTED_NEGATIVE
 SAMPLE_STEP = 4  # every fourth row and column suffice for a median
 
 

@@ -27,3 +27,13 @@ class MaskPlane(IntFlag):
     def unusable(cls) -> MaskPlane:
         """Pixels whose value must not enter a fit: BAD, SAT, CR, NO_DATA, EDGE, INTRP."""
         return cls.BAD | cls.SAT | cls.CR | cls.NO_DATA | cls.EDGE | cls.INTRP
+
+    @classmethod
+    def not_sky(cls) -> MaskPlane:
+        """Pixels that say nothing of empty sky: unusable, saturated in the template, or inside a footprint."""
+        return cls.unusable() | cls.SAT_TEMPLATE | cls.DETECTED | cls.DETECTED_NEGATIVE
+
+    @classmethod
+    def spreading(cls) -> MaskPlane:
+        """Planes that a convolution carries on to neighbours: BAD, SAT, NO_DATA (as EDGE), EDGE, SAT_TEMPLATE."""
+        return cls.BAD | cls.SAT | cls.NO_DATA | cls.EDGE | cls.SAT_TEMPLATE

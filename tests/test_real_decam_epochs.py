@@ -17,7 +17,6 @@ from nightstream.engine.config import DifferenceConfig, MeasureConfig, SubtractC
 from nightstream.engine.measure import measure_dia_sources
 from nightstream.engine.subtraction import subtract_images
 from nightstream.io.reduced_image import read_reduced
-from nightstream.kernels.decorrelation import DEFAULT_SKY_PLANES
 from nightstream.kernels.mask import MaskPlane
 
 pytestmark = pytest.mark.real
@@ -31,7 +30,7 @@ EPOCHS = {
 }
 PAIRS = [(field, *pair) for (field, _), epochs in EPOCHS.items() for pair in permutations(epochs, 2)]
 CONFIG = SubtractConfig(difference=DifferenceConfig(decorrelate=True))
-SKY = int(DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE)
+SKY = int(MaskPlane.not_sky())
 RADIUS_PIX = 8.0  # the lobes of a residual of a star with a PSF of 4 to 5 pixels lie within
 
 

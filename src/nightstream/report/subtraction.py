@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from nightstream.engine.values import Subtraction
-from nightstream.kernels.decorrelation import DEFAULT_SKY_PLANES
 from nightstream.kernels.mask import MaskPlane
 from nightstream.report.quicklook import FOOTPRINTS, Panel, draw_legend, draw_panel
 from nightstream.report.stretch import level_and_noise
 
-SKY = int(DEFAULT_SKY_PLANES | MaskPlane.SAT_TEMPLATE)
+SKY = int(MaskPlane.not_sky())
 UNUSABLE = int(MaskPlane.unusable() | MaskPlane.SAT_TEMPLATE)
 PULL_RANGE = 6.0
 MAP_BINS = 24  # along the longer side of the map of mean pulls

@@ -9,7 +9,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from nightstream.errors import FileError
 
@@ -19,8 +21,15 @@ if TYPE_CHECKING:
 GZIP_MAGIC = b"\x1f\x8b"
 
 
+class FitsFile(NamedTuple):
+    """A FITS file in memory: what astropy makes of it, and its bytes (n,) uint8, gunzipped."""
+
+    hdus: HDUList
+    stored: np.ndarray
+
+
 @contextmanager
-def open_fits(path: Path) -> Iterator[HDUList]:
+def open_fits(path: Path) -> Iterator[FitsFile]:
     """Open a whole FITS file from memory; whatever astropy says of a broken one becomes a FileError."""
     from astropy.io import fits
 
@@ -35,7 +44,7 @@ def open_fits(path: Path) -> Iterator[HDUList]:
         with hdus:
             if end > len(data):
                 raise FileError(f"truncated FITS file: got {len(data)} bytes, wanted at least {end}")
-            yield hdus
+            yield FitsFile(hdus, np.frombuffer(data, np.uint8))
 
 
 def _file_bytes(path: Path) -> bytes:

@@ -17,9 +17,10 @@ from nightstream.engine.camera import Amplifier, Detector
 from nightstream.engine.values import ExposureInfo, RawDetector
 from nightstream.errors import FileError, InputError, NightstreamError
 from nightstream.io.cameras import RawCamera
-from nightstream.io.fits_file import first_sentence, open_fits
+from nightstream.io.fits_file import FitsFile, first_sentence, open_fits
 from nightstream.io.header import check_camera, exposure_info, find_detector, read_visit
 from nightstream.io.sections import section_disagreements
+from nightstream.io.tile_compression import are_alike, decode_stack, rice_image
 from nightstream.io.wcs_cards import wcs_from_header
 from nightstream.kernels.wcs import Wcs
 
@@ -52,8 +53,8 @@ def read_raw(path: str | Path, camera: RawCamera, detector_id: int | None = None
     """
     path = Path(path)
     try:
-        with open_fits(path) as hdus:
-            return _read(hdus, path, camera, detector_id)
+        with open_fits(path) as file:
+            return _read(file, path, camera, detector_id)
     except NightstreamError as error:
         error.locate(path=str(path), detector=detector_id)
         raise
@@ -93,29 +94,29 @@ def _headers(path: str | Path) -> Iterator[HDUList]:
         raise FileError(f"not a readable FITS file: {first_sentence(error)}", path=str(path)) from None
 
 
-def _read(hdus: HDUList, path: Path, camera: RawCamera, detector_id: int | None) -> RawDetector:
-    header = _facts(hdus, camera)
+def _read(file: FitsFile, path: Path, camera: RawCamera, detector_id: int | None) -> RawDetector:
+    header = _facts(file.hdus, camera)
     check_camera(header, camera.name, camera.headers)
     visit = read_visit(header, camera.headers)
     try:
         detector = find_detector(header, camera, camera.headers)
         if detector_id not in (None, detector.id):
             raise InputError(f"got detector {detector.id} in the header, wanted {detector_id}")
-        return _read_detector(hdus, header, path, camera, detector)
+        return _read_detector(file, header, path, camera, detector)
     except NightstreamError as error:
         error.locate(visit=visit)
         raise
 
 
-def _read_detector(hdus: HDUList, header: Header, path: Path, camera: RawCamera, detector: Detector) -> RawDetector:
+def _read_detector(file: FitsFile, header: Header, path: Path, camera: RawCamera, detector: Detector) -> RawDetector:
     try:
         info = exposure_info(header, camera, camera.headers, detector.id, str(path))
-        stack = _read_stack(hdus, detector)
+        stack = _read_stack(file, detector)
         wcs = _detector_wcs(header, camera, detector) if info.kind == "science" else None
     except NightstreamError as error:
         error.locate(detector=detector.id)
         raise
-    problems = [p for amp in detector.amplifiers for p in section_disagreements(_hdu(hdus, amp).header, amp)]
+    problems = [p for amp in detector.amplifiers for p in section_disagreements(_hdu(file.hdus, amp).header, amp)]
     if problems:
         where = (info.visit, detector.id, camera.name, "; ".join(problems[:2]), len(problems), path)
         logger.warning("visit %d detector %d: camera file %s overrules header sections: %s (%d in all) in %s", *where)
@@ -139,17 +140,39 @@ def _hdu(hdus: HDUList, amplifier: Amplifier) -> Any:
     return next((hdu for hdu in images.values() if hdu.name.upper() == amplifier.hdu.upper()), None)
 
 
-def _read_stack(hdus: HDUList, detector: Detector) -> np.ndarray:
+def _read_stack(file: FitsFile, detector: Detector) -> np.ndarray:
+    hdus = file.hdus
     missing = [amplifier.name for amplifier in detector.amplifiers if _hdu(hdus, amplifier) is None]
     if missing:
         n_wanted = len(detector.amplifiers)
         got = f"got {n_wanted - len(missing)}, wanted {n_wanted} amplifiers"
         raise InputError(f"missing amplifiers: {got}, without {', '.join(missing)}")
+    stack = _decode_stack(file, detector)
+    if stack is not None:
+        return stack
     images = [_read_amplifier(hdus, amplifier, detector) for amplifier in detector.amplifiers]
     kinds = sorted({str(image.dtype) for image in images})
     if len(kinds) > 1:
         raise InputError(f"got amplifiers of types {', '.join(kinds)}, wanted one type")
     return np.stack(images)
+
+
+def _decode_stack(file: FitsFile, detector: Detector) -> np.ndarray | None:
+    """All amplifiers at once, if every one is a Rice-compressed HDU of its own and they are alike; else None."""
+    places = {id(hdu): index for index, hdu in enumerate(file.hdus)}
+    images = []
+    for amplifier in detector.amplifiers:
+        image = rice_image(file, places[id(_hdu(file.hdus, amplifier))])
+        if image is None or image.shape != (amplifier.raw.y1, amplifier.raw.x1) or amplifier.raw.y0 or amplifier.raw.x0:
+            return None
+        images.append(image)
+    if not are_alike(images):
+        return None
+    stack, whole = decode_stack(images)
+    if not whole.all():
+        broken = ", ".join(amplifier.name for amplifier, good in zip(detector.amplifiers, whole, strict=True) if not good)
+        raise FileError(f"pixels of amplifier {broken} cannot be decoded: damaged Rice tiles")
+    return stack
 
 
 def _read_amplifier(hdus: HDUList, amplifier: Amplifier, detector: Detector) -> np.ndarray:

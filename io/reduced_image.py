@@ -68,7 +68,7 @@ def read_reduced(
 
 def _read_image(path, extension) -> tuple[np.ndarray, fits.Header]:
     try:
-        with open_fits(Path(path)) as hdus:
+        with open_fits(Path(path)) as (hdus, _):
             hdu = hdus[extension] if extension is not None else next((h for h in hdus if _is_image(h)), None)
             if hdu is None or not _is_image(hdu):
                 raise InputError("got no two-dimensional image, wanted one")

@@ -281,6 +281,34 @@ def test_damaged_tiles_are_a_clear_error(path):
         read_raw(path, CAMERA)
 
 
+def rice_with_table(path, change):
+    """A Rice-compressed frame whose table of tiles of amplifier C13, the fourth, is changed: (tiles, 2) lengths, places."""
+    hdus = frame()
+    tiles = [fits.CompImageHDU(hdu.data, name=hdu.name, compression_type="RICE_1") for hdu in hdus[1:]]
+    fits.HDUList([hdus[0], *tiles]).writeto(path)
+    with fits.open(path, disable_image_compression=True) as hdus:
+        start, n = hdus.fileinfo(4)["datLoc"], hdus[4].header["NAXIS2"]
+    content = bytearray(path.read_bytes())
+    table = np.frombuffer(content[start : start + 8 * n], ">i4").reshape(n, 2).copy()
+    change(table)
+    content[start : start + 8 * n] = table.tobytes()
+    path.write_bytes(bytes(content))
+
+
+def test_a_shortened_rice_tile_names_its_amplifier(path):
+    """A tile of which three bytes are left."""
+    rice_with_table(path, lambda table: table[7].__setitem__(0, 3))
+    with pytest.raises(FileError, match=r"pixels of amplifier C13 cannot be decoded: damaged Rice tiles.*visit 42, detector 2"):
+        read_raw(path, CAMERA)
+
+
+def test_a_rice_tile_outside_of_the_file_is_told(path):
+    """A place that is billions of bytes away."""
+    rice_with_table(path, lambda table: table[7].__setitem__(1, 2_000_000_000))
+    with pytest.raises(FileError, match=r"tiles of HDU 4 lie outside of the file of \d+ bytes.*visit 42, detector 2"):
+        read_raw(path, CAMERA)
+
+
 def test_another_camera_says_got_and_wanted(path):
     """A frame of another instrument is refused before anything is read from it."""
     wanted = r"wrong camera: got INSTRUME 'LSSTCam', wanted 'nightstream-sim' for camera 'simulator' \[file"

@@ -261,6 +261,27 @@ def precover(
 
 
 @app.command()
+def plan(
+    camera: Camera,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Cards; needs a record of one.", show_default=False)] = None,
+    cores: Annotated[int | None, typer.Option("--cores", min=1, help="Cores, instead of cards.", show_default=False)] = None,
+    cadence: Annotated[float, typer.Option("--cadence", min=0.001, help="Seconds between visits.")] = 37.0,
+    budget: Annotated[float, typer.Option("--budget", min=0.001, help="Seconds from the last pixel to the last alert.")] = 60.0,
+    alerts: Annotated[int, typer.Option("--alerts", min=0, help="Alerts of a visit.")] = 10_000,
+    record: Annotated[
+        Path | None, typer.Option("--record", help="Made by perf/stages.py. Default: perf/records/stages-<device>.json.")
+    ] = None,
+    publish_record: Annotated[
+        Path | None, typer.Option("--publish-record", help="Made by perf/publish.py. Default: perf/records/publish-cpu.json.")
+    ] = None,
+) -> None:
+    """Say whether cards or cores hold a camera's cadence and how late its alerts are, from benchmark records."""
+    from nightstream.commands.plan import plan_command
+
+    plan_command(camera, gpus, cores, cadence, budget, alerts, record, publish_record)
+
+
+@app.command()
 def info() -> None:
     """Print versions, devices and cameras."""
     from nightstream.commands.info import info_command

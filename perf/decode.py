@@ -1,0 +1,103 @@
+"""Read a Rice-compressed raw of 16 amplifiers of 2048 x 576 pixels: file to one array, beside astropy in the same run.
+
+    python perf/decode.py [--runs 5] [--name decode-cpu]
+
+Pixels of int32, as survey raws are, and of uint16, of noise on a bias level. Checks that every bit is astropy's. Times the
+whole file, from the disk's cache, and the decoding alone, on one thread and on two. Writes perf/records/<name>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numba
+import numpy as np
+import record
+from astropy.io import fits
+
+from nightstream.io.fits_file import open_fits
+from nightstream.io.tile_compression import RiceImage, decode_stack, rice_image
+
+SHAPE = (16, 2048, 576)
+LEVEL, NOISE = 20_000, 8.0  # adu
+KINDS = (np.int32, np.uint16)
+
+
+def write_raw(path: Path, dtype: type) -> np.ndarray:
+    """Write the raw and return its pixels."""
+    pixels = np.random.default_rng(1).normal(LEVEL, NOISE, SHAPE).astype(dtype)
+    hdus = [fits.CompImageHDU(p, name=f"C{n:02d}", compression_type="RICE_1") for n, p in enumerate(pixels)]
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(path)
+    return pixels
+
+
+def read_ours(path: Path) -> np.ndarray:
+    with open_fits(path) as file:
+        stack, whole = decode_stack([rice_image(file, index) for index in range(1, len(file.hdus))])
+    if not whole.all():
+        raise SystemExit("wrong answer: damaged tiles")
+    return stack
+
+
+def read_astropy(path: Path) -> np.ndarray:
+    with fits.open(path) as hdus:
+        return np.stack([hdu.data for hdu in hdus[1:]])
+
+
+def images_of(path: Path) -> list[RiceImage]:
+    with open_fits(path) as file:
+        return [rice_image(file, index) for index in range(1, len(file.hdus))]
+
+
+def least(runs: int, work: Callable[[], object]) -> dict[str, float]:
+    """Seconds on the clock and of all cores, of the quickest run after one to warm up."""
+    rows = []
+    for _ in range(runs + 1):
+        start, busy = time.perf_counter(), time.process_time()
+        work()
+        rows.append((time.perf_counter() - start, time.process_time() - busy))
+    seconds, core_seconds = min(rows[1:])
+    return {
+        "seconds": round(seconds, 4),
+        "core_s": round(core_seconds, 4),
+        "mpix_per_s": round(np.prod(SHAPE) / 1e6 / seconds, 1),
+    }
+
+
+def measure(path: Path, runs: int) -> dict[str, dict]:
+    """All readers, one after the other."""
+    images, costs = images_of(path), {"astropy": least(runs, lambda: read_astropy(path))}
+    for threads in range(1, min(2, len(os.sched_getaffinity(0))) + 1):
+        numba.set_num_threads(threads)
+        costs[f"file, {threads}"] = least(runs, lambda: read_ours(path))
+        costs[f"decode, {threads}"] = least(runs, lambda: decode_stack(images))
+    return costs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--name", default="decode-cpu")
+    args = parser.parse_args()
+    costs = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype in KINDS:
+            name, path = np.dtype(dtype).name, Path(folder) / f"{np.dtype(dtype).name}.fits"
+            pixels = write_raw(path, dtype)
+            if not all(np.array_equal(read(path), pixels) for read in (read_ours, read_astropy)):
+                raise SystemExit(f"wrong answer: pixels of {name} differ")
+            costs[name] = measure(path, args.runs)
+            for who, cost in costs[name].items():
+                ratio = costs[name]["astropy"]["seconds"] / cost["seconds"]
+                speed = f"{cost['seconds'] * 1e3:6.0f} ms | {cost['mpix_per_s']:6.0f} Mpix/s | {ratio:.1f}x astropy"
+                print(f"decode 16x2048x576 {name:<6} | {who:<9} | {speed}", flush=True)
+    print(record.write(args.name, {"header": record.header("cpu"), "shape": SHAPE, "runs": args.runs, "costs": costs}))
+
+
+if __name__ == "__main__":
+    main()

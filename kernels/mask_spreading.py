@@ -10,6 +10,7 @@ from nightstream.kernels.mask import MaskPlane
 from nightstream.kernels.target import Launch, array_module, device_function, hot_loop
 
 SIGNIFICANT_TAP = 1000  # a tap below the largest one divided by this carries no flag on
+LEAST_TAP = 1e-5  # of the largest: below, it carries no saturation on either, however many pixels there are
 WHOLE_KERNEL = 1 << 30  # unit of taps as integers: the sum of all |taps|
 SATURATED_SHARE = np.int32(3e-5 * WHOLE_KERNEL)  # of a kernel, over saturated pixels: they lost 1e3 to 1e4 times the noise
 ALL_PLANES = ~MaskPlane(0)
@@ -24,8 +25,8 @@ def spread_mask(mask, kernels, tile_pix, *, planes=ALL_PLANES):
 
     Of ``planes`` each pixel gets those that any pixel under a significant tap (1e-3 of the kernel's largest or more) has;
     next to NO_DATA pixels and outside the image that is EDGE. SAT and SAT_TEMPLATE go further, for what was lost there is
-    no noise: to where the pixels that have one of them lie under taps of more than 3e-5 of the kernel, taken together.
-    Other planes, and NO_DATA, stay where they are.
+    no noise: to where the pixels that have one of them lie under taps of more than 3e-5 of the kernel, taken together,
+    each of them 1e-5 of the largest or more. Other planes, and NO_DATA, stay where they are.
     """
     check_tiles(mask.shape, kernels, tile_pix)
     xp = array_module(mask)
@@ -45,9 +46,10 @@ def missing_pixels(image, mask):
 
 def integer_taps(kernels):
     """Return |taps| (tiles_y, tiles_x, k, k) int32 in units of 2^-30 of the kernel's sum of |taps|, whose sums are the
-    same in any order, and (tiles_y, tiles_x) the smallest significant one."""
+    same in any order, 0 for the least ones, and (tiles_y, tiles_x) the smallest significant one."""
     xp = array_module(kernels)
     size = xp.abs(kernels.astype(xp.float64))
+    size = xp.where(size < LEAST_TAP * size.max(axis=(2, 3), keepdims=True), 0.0, size)
     taps = xp.rint(size * (WHOLE_KERNEL / xp.maximum(size.sum(axis=(2, 3), keepdims=True), 1e-300))).astype(xp.int32)
     return taps, taps.max(axis=(2, 3)) // SIGNIFICANT_TAP + 1
 

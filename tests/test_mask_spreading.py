@@ -74,9 +74,20 @@ def test_saturation_reaches_further():
 @pytest.mark.parametrize("plane", [MaskPlane.SAT, MaskPlane.SAT_TEMPLATE])
 def test_many_saturated_pixels_reach_further_than_one(target, plane):
     """Under taps of 1e-5 of the kernel one saturated pixel does no harm, and five do."""
-    assert (spread_beside(plane, 1e-5, target=target)[:, 13] == 0).all()
-    got = spread_beside(plane, 1e-5, rows=5, target=target)
-    assert got[12, 13] == plane and got[10, 13] == 0
+    assert (spread_beside(plane, 1.1e-5, target=target)[:, 13] == 0).all()
+    got = spread_beside(plane, 1.1e-5, rows=5, target=target)
+    assert got[12, 13] == plane and got[8, 13] == 0
+
+
+def test_negligible_taps_carry_nothing(target):
+    """Taps of 1e-6 of the largest, under which a hundred saturated pixels would hold 1e-4 of the kernel, count for nothing."""
+    kernels = np.full((1, 1, 21, 21), 1e-6, np.float32)
+    kernels[0, 0, 10, 10] = 1
+    mask = np.zeros((60, 60), np.int32)
+    mask[20:30, 20:30] = MaskPlane.SAT
+    inside = np.s_[10:-10, 10:-10]
+    got = target.host(spread_mask(target.array(mask), target.array(kernels), 64))
+    np.testing.assert_array_equal(got[inside], mask[inside])
 
 
 def spread_beside(plane, tap, rows=1, target=None):

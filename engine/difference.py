@@ -230,8 +230,9 @@ def _finish(science, warped, raw, kernel, correlations, config) -> DifferenceRes
     if config.decorrelate:
         stamps = _decorrelation(raw, correlations)
         image, mask, variance = decorrelate(
-            image, mask, raw.fixed_variance, raw.convolved_variance, stamps, raw.tile_pix, planes=MaskPlane.spreading()
-        )
+            image, mask, raw.fixed_variance, raw.convolved_variance, stamps, raw.tile_pix,
+            planes=MaskPlane.spreading(), lost=MaskPlane.SAT_TEMPLATE if raw.mirror else MaskPlane.SAT,
+        )  # fmt: skip
         psf = convolve_psf(psf, stamps.psi, image.shape, raw.tile_pix)
         diagnostics["decorrelation_truncation"] = stamps.truncation
     else:

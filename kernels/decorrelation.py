@@ -25,7 +25,7 @@ from nightstream.kernels.fourier_stamps import (
     transfer,
     variance_stamps,
 )
-from nightstream.kernels.mask_spreading import spread_mask
+from nightstream.kernels.mask_spreading import SATURATED, spread_mask
 from nightstream.kernels.target import array_module, chunks, for_each
 
 LOST_SUM = 2e-3  # of psi's sum, which is 1, that may lie outside; spread evenly over the stamp
@@ -82,19 +82,21 @@ def _stamps_of_sum_one(psi, size) -> tuple:
     return stamps.astype(array_module(psi).float32), lost_power(image, size)
 
 
-def decorrelate(image, mask, fixed_variance, convolved_variance, stamps: DecorrelationKernels, tile_pix, *, planes) -> tuple:
+def decorrelate(
+    image, mask, fixed_variance, convolved_variance, stamps: DecorrelationKernels, tile_pix, *, planes, lost=SATURATED
+) -> tuple:
     """Apply ``stamps``: return the white image, its mask and its variance, (ny, nx) each.
 
     ``fixed_variance`` and ``convolved_variance`` are the variance planes of the two inputs, pixel by pixel,
     in the units of the difference and before any convolution: sources and all. The result's variance is the
     sum of both, each spread with the square of all that was applied to it, so that it predicts the scatter of
     every pixel. Pixels that are NaN (and NO_DATA in ``mask``) stay so and count as 0 for their neighbours,
-    which get EDGE; so do missing variances. The mask as in `spread_mask`, with ``planes``.
+    which get EDGE; so do missing variances. The mask as in `spread_mask`, with ``planes`` and ``lost``.
     """
     white = convolve_plane(image, stamps.psi, tile_pix, missing=image)
     parts = [Part(fixed_variance, stamps.fixed_variance), Part(convolved_variance, stamps.convolved_variance)]
     variance = convolve_parts(parts, tile_pix, missing=image)
-    return white, spread_mask(mask, stamps.psi, tile_pix, planes=planes), variance
+    return white, spread_mask(mask, stamps.psi, tile_pix, planes=planes, lost=lost), variance
 
 
 def tile_medians(plane, mask, tile_pix, *, planes) -> Any:

@@ -79,6 +79,13 @@ def test_many_saturated_pixels_reach_further_than_one(target, plane):
     assert got[12, 13] == plane and got[8, 13] == 0
 
 
+def test_saturation_that_is_spread_already_goes_as_far_as_a_defect(target):
+    """A plane that is not among ``lost`` is carried by significant taps alone."""
+    options = {"tap": 1e-4, "target": target, "lost": MaskPlane.SAT}
+    assert spread_beside(MaskPlane.SAT_TEMPLATE, **options)[10, 13] == 0
+    assert spread_beside(MaskPlane.SAT, **options)[10, 13] == MaskPlane.SAT
+
+
 def test_negligible_taps_carry_nothing(target):
     """Taps of 1e-6 of the largest, under which a hundred saturated pixels would hold 1e-4 of the kernel, count for nothing."""
     kernels = np.full((1, 1, 21, 21), 1e-6, np.float32)
@@ -90,15 +97,13 @@ def test_negligible_taps_carry_nothing(target):
     np.testing.assert_array_equal(got[inside], mask[inside])
 
 
-def spread_beside(plane, tap, rows=1, target=None):
+def spread_beside(plane, tap, rows=1, target=None, **options):
     """Pixels of ``plane`` from (10, 10) downwards, under a kernel that is 1 in its centre and ``tap`` in a column beside."""
     kernels = np.zeros((1, 1, 7, 7), np.float32)
     kernels[0, 0, 3, 3] = 1
     kernels[0, 0, 3 - rows // 2 : 4 + rows // 2, 6] = tap
     mask = np.zeros((30, 30), np.int32)
     mask[10 : 10 + rows, 10] = plane
-    return (
-        spread_mask(mask, kernels, 32)
-        if target is None
-        else target.host(spread_mask(target.array(mask), target.array(kernels), 32))
-    )
+    if target is None:
+        return spread_mask(mask, kernels, 32, **options)
+    return target.host(spread_mask(target.array(mask), target.array(kernels), 32, **options))

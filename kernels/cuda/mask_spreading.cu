@@ -8,7 +8,7 @@
 #define SATURATED_SHARE 32212  // 3e-5 of 2^30
 
 extern "C" __global__ void spread_tiles(const int* __restrict__ mask, const int* __restrict__ all_taps, const int* __restrict__ least,
-                                        int planes, int ny, int nx, int tiles_x, int k, int tile_pix, int* __restrict__ out) {
+                                        int planes, int lost, int ny, int nx, int tiles_x, int k, int tile_pix, int* __restrict__ out) {
     int x = blockIdx.x * blockDim.x + threadIdx.x;
     int y = blockIdx.y * blockDim.y + threadIdx.y;
     if (x >= nx || y >= ny) return;
@@ -24,8 +24,8 @@ extern "C" __global__ void spread_tiles(const int* __restrict__ mask, const int*
             int source = (row_inside && xx >= 0 && xx < nx) ? row[xx] : EDGE;
             source = ((source & NO_DATA) ? source | EDGE : source) & planes;
             if (tap >= least[tile]) bits |= source;
-            if (source & SAT) saturated += tap;
-            if (source & SAT_TEMPLATE) saturated_template += tap;
+            if (source & lost & SAT) saturated += tap;
+            if (source & lost & SAT_TEMPLATE) saturated_template += tap;
         }
     }
     if (saturated > SATURATED_SHARE) bits |= SAT;

@@ -225,7 +225,7 @@ def _parameters(candidate: Candidate, functions: int, terms: int, constant_scale
     return np.flatnonzero(has)
 
 
-def _penalties(basis: KernelBasis, index: np.ndarray, terms: int, xp) -> tuple[list[Penalty], tuple[list[int], list[int]]]:
+def _penalties(basis: KernelBasis, index: np.ndarray, terms: int, xp) -> tuple[list[Penalty], tuple]:
     """One group for each penalty of the basis and each spatial degree: how strongly either varies is its own affair. Also
     return these two numbers of every group."""
     function, term = index // terms, index % terms
@@ -240,7 +240,7 @@ def _penalties(basis: KernelBasis, index: np.ndarray, terms: int, xp) -> tuple[l
                 part = matrix[np.ix_(function[own], function[own])] * (term[own][:, None] == term[own][None, :])
                 groups.append(Penalty(xp.asarray(own), xp.asarray(part)))
                 names.append((number, d))
-    return groups, tuple(map(list, zip(*names, strict=True)))
+    return groups, tuple(xp.asarray(np.array(names, int).reshape(-1, 2).T))
 
 
 def _held_out_scores(system: StampSystem, used, basis, candidates, constant_scale, strengths) -> dict[Candidate, float]:

@@ -243,3 +243,11 @@ def test_threads_change_no_bit_of_the_fit(one_thread):
     together = fit(source, target, x, y)
     np.testing.assert_array_equal(alone.coefficients, together.coefficients)
     assert alone.diagnostics == together.diagnostics
+
+
+def test_a_basis_of_one_gaussian_needs_no_prior():
+    """A single function has no group to hold back. Half as wide as the true kernel, it puts too much light into the
+    star's centre, where the fit weighs most: the scale comes out low, but it is fitted."""
+    source, target, x, y = scene(n=20, scale=0.7)
+    kernel = fit(source, target, x, y, degrees=(0,))
+    assert kernel.basis.shape[0] == 1 and 0.5 < kernel.kernel_sum < 0.7

@@ -20,15 +20,17 @@ from nightstream.kernels.fourier_stamps import (
     crop,
     enough,
     lost_power,
+    mean_power,
     power,
     real_stamps,
+    scaled_squares,
     transfer,
-    variance_stamps,
 )
 from nightstream.kernels.mask_spreading import SATURATED, spread_mask
 from nightstream.kernels.target import array_module, chunks, for_each
 
 LOST_SUM = 2e-3  # of psi's sum, which is 1, that may lie outside; spread evenly over the stamp
+TILE_ROWS_PER_CHUNK = 2  # that a thread makes stamps for at a time
 SAMPLE_STEP = 4  # every fourth row and column suffice for a median
 
 
@@ -53,33 +55,39 @@ def decorrelation_kernels(
     can have, counts as a hundredth of the largest.
     """
     xp = array_module(kernels)
+    spectra = tuple(correlation_power(c, xp) for c in (fixed_correlation, convolved_correlation))
+    rows = chunks(len(kernels), TILE_ROWS_PER_CHUNK, xp)
+    whitened = for_each(lambda r: _whiten(kernels[r], fixed_variance[r], convolved_variance[r], spectra), rows, xp)
+    images = (xp.concatenate(part) for part in zip(*whitened, strict=True))
+    psi, matched, fixed_through, convolved_through = images
+    steps = (
+        lambda: _stamps_of_sum_one(psi, size),
+        lambda: scaled_squares(psi, fixed_through),
+        lambda: scaled_squares(matched, convolved_through),
+    )
+    (stamps, truncation), fixed, convolved = for_each(lambda step: step(), steps, xp)
+    return DecorrelationKernels(stamps, fixed, convolved, truncation)
+
+
+def _whiten(kernels, fixed_variance, convolved_variance, spectra) -> tuple:
+    """Return what whitens every tile, and what that makes of its matching kernel, both real on the whole grid, and the power
+    that each lets through from the noise of its image."""
+    xp = array_module(kernels)
     matching = transfer(kernels)
-    convolved_power = power(matching) * correlation_power(convolved_correlation, xp) * convolved_variance[..., None, None]
-    total = convolved_power + correlation_power(fixed_correlation, xp) * fixed_variance[..., None, None]
+    total = power(matching) * spectra[1] * convolved_variance[..., None, None] + spectra[0] * fixed_variance[..., None, None]
     total = xp.maximum(total, 0.01 * total.max(axis=(2, 3), keepdims=True))
     psi = xp.sqrt(total[..., :1, :1] / total)
-    parts = {
-        "psi": lambda: _stamps_of_sum_one(psi, size),
-        "fixed": lambda: variance_stamps(psi + 0j, correlation_power(fixed_correlation, xp)),
-        "convolved": lambda: variance_stamps(psi * matching, correlation_power(convolved_correlation, xp)),
-    }
-    made = {}
-
-    def make(part: str) -> None:
-        made[part] = parts[part]()
-
-    for_each(make, tuple(parts), xp)
-    stamps, truncation = made["psi"]
-    return DecorrelationKernels(stamps, made["fixed"], made["convolved"], truncation)
+    matched = psi * matching
+    through = mean_power(psi**2 * spectra[0]), mean_power(power(matched) * spectra[1])
+    return real_stamps(psi), real_stamps(matched), *through
 
 
-def _stamps_of_sum_one(psi, size) -> tuple:
+def _stamps_of_sum_one(image, size) -> tuple:
     """Return stamps (tiles_y, tiles_x, m, m) float32 of ``size`` or as large as they must be, and the power that they lack."""
-    image = real_stamps(psi)
     size = size or max(enough(image), _enough_sum(image))
     stamps = crop(image, size)
     stamps = stamps + (1 - stamps.sum(axis=(2, 3), keepdims=True)) / stamps.shape[-1] ** 2
-    return stamps.astype(array_module(psi).float32), lost_power(image, size)
+    return stamps.astype(array_module(image).float32), lost_power(image, size)
 
 
 def decorrelate(

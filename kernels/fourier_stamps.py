@@ -54,12 +54,13 @@ def real_stamps(transfer):
 def variance_stamps(transfer, correlation_power):
     """Return float32 squares of the real-space kernels, scaled to the power they let through from noise of that
     correlation."""
-    xp = array_module(transfer)
-    image = real_stamps(transfer)
-    through = mean_power(power(transfer) * correlation_power)
-    squares = image**2
-    squares = crop(squares, enough(xp.sqrt(squares)))
-    return (squares * (through / squares.sum(axis=(-2, -1)))[..., None, None]).astype(xp.float32)
+    return scaled_squares(real_stamps(transfer), mean_power(power(transfer) * correlation_power))
+
+
+def scaled_squares(image, through):
+    """Return float32 squares of stamps on the grid, no larger than they must be, that sum to ``through`` each."""
+    squares = crop(image, enough(image)) ** 2
+    return (squares * (through / squares.sum(axis=(-2, -1)))[..., None, None]).astype(array_module(image).float32)
 
 
 def crop(image, size):

@@ -247,25 +247,18 @@ def _held_out_scores(system: StampSystem, used, basis, candidates, constant_scal
     """Return chi^2 of left-out stamps under every candidate, whose priors are what all stamps ask for."""
     xp = array_module(used)
     fold = xp.cumsum(used) % FOLDS
-    parts, priors, chi2 = [None] * FOLDS, {}, {}
-
-    def sum_fold(f: int) -> None:
-        parts[f] = system.summed((used & (fold == f)).astype(xp.float64))
-
-    def find_prior(candidate: Candidate) -> None:
-        solution, index, _ = _shrunk(whole, system, basis, candidate, constant_scale, strengths)
-        priors[candidate] = index, solution.prior
-
-    def judge(task: tuple[Candidate, int]) -> None:
-        candidate, f = task
-        chi2[task] = _held_out_chi2(whole, parts[f], *priors[candidate])
-
-    for_each(sum_fold, range(FOLDS), xp)
+    parts = for_each(lambda f: system.summed((used & (fold == f)).astype(xp.float64)), range(FOLDS), xp)
     whole = tuple(sum(p[i] for p in parts) for i in range(3))
     largest_first = sorted(candidates, key=_size, reverse=True)
-    for_each(find_prior, largest_first, xp)
-    for_each(judge, [(c, f) for c in largest_first for f in range(FOLDS)], xp)
-    return {c: sum(chi2[c, f] for f in range(FOLDS)) for c in candidates}
+
+    def find_prior(candidate: Candidate) -> tuple:
+        solution, index, _ = _shrunk(whole, system, basis, candidate, constant_scale, strengths)
+        return index, solution.prior
+
+    priors = dict(zip(largest_first, for_each(find_prior, largest_first, xp), strict=True))
+    tasks = [(c, part) for c in largest_first for part in parts]
+    chi2 = for_each(lambda task: _held_out_chi2(whole, task[1], *priors[task[0]]), tasks, xp)
+    return {c: sum(chi2[i * FOLDS : (i + 1) * FOLDS]) for i, c in enumerate(largest_first)}
 
 
 def _size(candidate: Candidate) -> int:

@@ -92,33 +92,37 @@ def device_function(function: Callable) -> Callable:
     return numba.njit(**NUMBA_OPTIONS)(function)
 
 
-def for_each(work: Callable[[Any], None], parts: Sequence, xp: ModuleType) -> None:
-    """Call ``work(part)`` for all ``parts``; the calls must not touch each other's output.
+def for_each(work: Callable[[Any], Any], parts: Sequence, xp: ModuleType) -> list:
+    """Call ``work(part)`` for all ``parts`` and return what the calls return; they must not touch each other's output.
 
     On the CPU they are shared out among as many threads as Numba uses, the caller's one of them, since NumPy and SciPy let
-    others run meanwhile; on a GPU they are queued one after the other. What a call raises, this raises.
+    others run meanwhile; on a GPU they are queued one after the other. What a call raises, this raises; parts that were not
+    begun by then are left.
     """
     threads = min(numba.get_num_threads(), len(parts)) if xp is np else 1
     _keep_freed_memory()
     if threads <= 1:
-        for part in parts:
-            work(part)
-        return
-    left = deque(parts)
+        return [work(part) for part in parts]
+    left, results = deque(enumerate(parts)), [None] * len(parts)
 
     def take_and_work() -> None:
         while True:
             try:
-                part = left.popleft()
+                place, part = left.popleft()
             except IndexError:
                 return
-            work(part)
+            try:
+                results[place] = work(part)
+            except BaseException:
+                left.clear()
+                raise
 
     with ThreadPoolExecutor(threads - 1) as pool:
         others = [pool.submit(take_and_work) for _ in range(threads - 1)]
         take_and_work()
     for other in others:
         other.result()
+    return results
 
 
 @functools.cache

@@ -31,7 +31,7 @@ FUNCTIONS = {
     "cupy.fft": "fftshift",
     "cupy.linalg": "cholesky eigh eigvalsh inv lstsq solve",
     "cupyx.scipy.fft": "fft ifft irfft irfft2 next_fast_len rfft rfft2",
-    "cupyx.scipy.ndimage": "binary_closing binary_dilation label median_filter uniform_filter uniform_filter1d",
+    "cupyx.scipy.ndimage": "binary_closing binary_dilation label maximum_filter median_filter uniform_filter uniform_filter1d",
 }
 METHODS = "all any argmin astype clip conj copy max mean min ravel reshape squeeze sum swapaxes transpose".split()
 PROPERTIES = "T flags imag nbytes ndim real shape size dtype".split()

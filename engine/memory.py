@@ -1,8 +1,16 @@
-"""Where a detector's planes live: the host, or one GPU. Moving values between the two happens here and nowhere else."""
+"""Where a detector's planes live: the host, or one GPU. Moving values between the two happens here and nowhere else.
+
+On a GPU every thread that works on a detector has a *lane*: a stream of its own, so that one detector's pixels travel
+while another's are worked on. Memory, host's and device's, comes from CuPy's pools: after the first detectors of a lane
+nothing is allocated any more. Host arrays that travel are page-locked, which is what makes a copy run by itself.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +18,9 @@ import numpy as np
 from nightstream.errors import DeviceError
 
 Device = Literal["auto", "cpu", "gpu"]
+FFT_PLANS = 64  # kept for every lane; CuPy's 16 are fewer than a detector needs, and plans made anew allocate
+
+_lane = threading.local()  # the stream of each thread, for all detectors that it works on
 
 
 def resolve_device(device: Device) -> Literal["cpu", "gpu"]:
@@ -53,13 +64,16 @@ class DetectorMemory:
         self.resident_bytes = 0
 
     def keep(self, value: Any) -> Any:
-        """Move ``value`` to the device for the lifetime of the detector (calibrations, template) and count its bytes."""
+        """Move ``value`` to the device for the lifetime of the detector (calibrations, template) and count its bytes. All
+        lanes may use it at once."""
         moved = self.upload(value)
+        self.synchronize()
         self.resident_bytes += count_bytes(moved)
         return moved
 
     def upload(self, value: Any) -> Any:
-        """Return ``value`` with every array on this device."""
+        """Return ``value`` with every array on this device. Page-locked arrays travel while the caller goes on, and must not
+        change until the device has caught up."""
         if self.device == "cpu":
             return value
         import cupy
@@ -67,11 +81,43 @@ class DetectorMemory:
         return _map_arrays(value, cupy.asarray)
 
     def download(self, value: Any) -> Any:
-        """Return ``value`` with every array on the host."""
-        return _map_arrays(value, to_host)
+        """Return ``value`` with every array on the host; waits until all have come."""
+        if self.device == "cpu":
+            return value
+        fetched = _map_arrays(value, self._fetch)
+        self.synchronize()
+        return fetched
+
+    def _fetch(self, array: Any) -> np.ndarray:
+        """Return an array that will have the values once the lane has caught up."""
+        return (
+            array if isinstance(array, np.ndarray) else array.get(out=self.host_array(array.shape, array.dtype), blocking=False)
+        )
+
+    def host_array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Return a host array, not filled, that can travel to the device without a copy on the way."""
+        if self.device == "cpu" or 0 in shape:
+            return np.empty(shape, dtype)
+        import cupyx
+
+        return cupyx.empty_pinned(shape, dtype)
+
+    @contextmanager
+    def lane(self) -> Iterator[None]:
+        """Within the context this thread's work on the device goes to its own stream, in its order, beside other threads'."""
+        if self.device == "cpu":
+            yield
+            return
+        import cupy
+
+        if not hasattr(_lane, "stream"):
+            _lane.stream = cupy.cuda.Stream(non_blocking=True)
+            cupy.fft.config.get_plan_cache().set_size(FFT_PLANS)
+        with _lane.stream:
+            yield
 
     def synchronize(self) -> None:
-        """Wait until the device has finished all it was given."""
+        """Wait until the device has finished all that this thread's lane was given."""
         if self.device == "gpu":
             import cupy
 

@@ -5,7 +5,7 @@
 | calibrations         | DetectorPipeline   | on the device, all night       |
 | template             | DetectorPipeline   | on the device, all night       |
 | planes of a visit    | `process`          | on the device, one visit       |
-| DetectorProducts     | the caller         | on the host                    |
+| DetectorProducts     | the caller         | on the host (`reduce`: device) |
 """
 
 from __future__ import annotations
@@ -93,9 +93,14 @@ class DetectorPipeline:
         Raises a `NightstreamError` that names visit, detector and file; nothing is left behind. Pixels that allow no
         difference (UnprocessableError) raise none: the visit image is kept, with the reason in ``provenance``.
         """
+        with self.memory.lane():
+            return self.memory.download(self.reduce(raw, forced_positions))
+
+    def reduce(self, raw: RawDetector, forced_positions: Table | None = None) -> DetectorProducts:
+        """Return the same as `process`, on the device."""
         science = self.calibrate(raw)
         try:
-            return self.memory.download(self._measure(science, forced_positions))
+            return self._measure(science, forced_positions)
         except NightstreamError as error:
             raise located(error, raw.info) from None
 

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 
-from nightstream.scheduler.executor import Died, MakeHost, Outcome, Ready, Reported, Setups, make_worker_host
+from nightstream.scheduler.executor import Died, Host, MakeHost, Outcome, Ready, Reported, Setups, make_worker_host
 from nightstream.scheduler.messages import DetectorJob
 
 
@@ -70,28 +70,30 @@ class LocalExecutor:
 
 
 class ThreadExecutor:
-    """One thread for each worker, all in this process; the kernels release the GIL."""
+    """``workers`` in this process, each with a thread for every one of the ``lanes`` jobs that it has under way; the kernels
+    release the GIL."""
 
-    def __init__(self, threads: int, make_host: MakeHost = make_worker_host) -> None:
-        self._threads = threads
+    def __init__(self, workers: int, make_host: MakeHost = make_worker_host, *, lanes: int = 1) -> None:
+        self._workers = workers
+        self._lanes = lanes
         self._make_host = make_host
         self._setups: dict[int, Setups] = {}
-        self._inboxes: dict[int, queue.SimpleQueue] = {}
+        self._crews: dict[int, _Crew] = {}
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
 
     def slots(self) -> int:
-        """The number of threads asked for."""
-        return self._threads
+        """The number of workers asked for."""
+        return self._workers
 
     def start(self, workers: Mapping[int, Setups]) -> None:
-        """Make the workers, each in its thread."""
+        """Make the workers, each in its threads."""
         self._setups = dict(workers)
         for worker in workers:
             self._begin(worker, restarted=False)
 
     def submit(self, worker: int, job: DetectorJob) -> None:
         """Put the job into the worker's inbox."""
-        self._inboxes[worker].put(job)
+        self._crews[worker].inbox.put(job)
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         """Return the outcomes that lie ready, or the first that comes."""
@@ -104,26 +106,58 @@ class ThreadExecutor:
             return outcomes
 
     def restart(self, worker: int) -> None:
-        """Begin a new thread. A hung one cannot be ended; its late answer is told apart by its attempt."""
-        self._inboxes[worker].put(None)
+        """Begin new threads. Hung ones cannot be ended; their late answers are told apart by the attempt."""
+        self._crews[worker].dismiss()
         self._begin(worker, restarted=True)
 
     def close(self) -> None:
         """Ask the threads to end after their present job."""
-        for inbox in self._inboxes.values():
-            inbox.put(None)
+        for crew in self._crews.values():
+            crew.dismiss()
 
     def _begin(self, worker: int, *, restarted: bool) -> None:
-        inbox = self._inboxes[worker] = queue.SimpleQueue()
-        threading.Thread(target=self._serve, args=(worker, inbox, restarted), name=f"worker-{worker}", daemon=True).start()
+        crew = self._crews[worker] = _Crew(worker, self._outcomes)
+        thread = threading.Thread(target=self._serve, args=(crew, restarted), name=f"worker-{worker}", daemon=True)
+        thread.start()
 
-    def _serve(self, worker: int, inbox: queue.SimpleQueue, restarted: bool) -> None:
+    def _serve(self, crew: _Crew, restarted: bool) -> None:
         try:
-            host = self._make_host(self._setups[worker])
-            if restarted:
-                self._outcomes.put(Ready(worker=worker))
-            while (job := inbox.get()) is not None:
-                self._outcomes.put(Reported(worker=worker, job=job, report=host.process(job)))
+            host = self._make_host(self._setups[crew.worker])
         except Exception as error:
-            if self._inboxes[worker] is inbox:  # not one that was given up and replaced
-                self._outcomes.put(Died(worker=worker, reason=f"{type(error).__name__}: {error}"))
+            crew.die(error)
+            return
+        if restarted:
+            self._outcomes.put(Ready(worker=crew.worker))
+        for lane in range(1, self._lanes):
+            name = f"worker-{crew.worker}-{lane}"
+            threading.Thread(target=crew.work, args=(host,), name=name, daemon=True).start()
+        crew.work(host)
+
+
+class _Crew:
+    """The threads of one worker: they share its inbox, and one death."""
+
+    def __init__(self, worker: int, outcomes: queue.SimpleQueue[Outcome]) -> None:
+        self.worker = worker
+        self.inbox: queue.SimpleQueue[DetectorJob | None] = queue.SimpleQueue()
+        self._outcomes = outcomes
+        self._may_die = threading.Semaphore()  # taken by the first to tell
+
+    def work(self, host: Host) -> None:
+        """Work jobs off until there is none to come."""
+        try:
+            while (job := self.inbox.get()) is not None:
+                self._outcomes.put(Reported(worker=self.worker, job=job, report=host.process(job)))
+        except Exception as error:
+            self.die(error)
+        self.inbox.put(None)  # for the next thread
+
+    def die(self, error: Exception) -> None:
+        """Tell of the worker's death, once, unless it was dismissed before."""
+        if self._may_die.acquire(blocking=False):
+            self._outcomes.put(Died(worker=self.worker, reason=f"{type(error).__name__}: {error}"))
+
+    def dismiss(self) -> None:
+        """Let the threads end after their present job, and say no more of a death."""
+        self._may_die.acquire(blocking=False)
+        self.inbox.put(None)

@@ -22,6 +22,7 @@ class WorkerSetup:
     reference: str | None = None  # catalogue of reference stars, used where there is no template
     forced_positions: str | None = None  # catalogue of positions to force photometry at
     steps_per_sigma: int | None = None  # rounding of the pixels on disk; None: lossless
+    max_computing: int = 1  # jobs of one worker that compute at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,10 +16,11 @@ Exactly once: a frame is counted when the answer to its *current* attempt arrive
 delivery, or a late word from a worker believed dead) changes nothing. A visit that arrives twice changes
 nothing.
 
-A dead worker loses all its frames. Only the oldest of them was running, so only that one gets a strike: each
-death brings one frame nearer to its limit, a frame that kills workers is given up after 1 + retries deaths,
-and the frames that merely waited behind it are not blamed. An error reported by a living worker is an answer,
-never retried.
+A dead worker loses all its frames. Several of them may have been under way, one being read, one computed, one
+written; the oldest gets a strike, and a frame with a strike has its worker to itself when it is started again.
+So one that was blamed for another's doing ends well and is gone, each death brings one frame nearer to its limit,
+and a frame that kills workers is given up after 1 + retries deaths of its own, alone. An error reported by a living
+worker is an answer, never retried.
 
 A worker that dies again and again without one answer in between, or does not come back, is LOST; frames that
 no other worker can take fail with that reason, so a visit always ends.
@@ -281,15 +282,20 @@ class SchedulerState:
     def _next_start(self) -> tuple[FrameRecord, int] | None:
         """The oldest queued frame that a worker can take, with the least busy such worker."""
         heads = sorted((queue[0] for queue in self._queue.values() if queue), key=lambda f: (f.order, f.detector))
+        reserved: set[int] = set()  # workers that get nothing more until they are free for a frame with a strike
         for frame in heads:
-            able = [
-                (len(w.in_flight), n)
-                for n, w in self._workers.items()
-                if frame.detector in w.detectors and w.state is Worker.UP and self.policy.can_start(len(w.in_flight))
-            ]
+            holders = {n: w for n, w in self._workers.items() if frame.detector in w.detectors and w.state is Worker.UP}
+            able = [(len(w.in_flight), n) for n, w in holders.items() if n not in reserved and self._can_take(w, frame)]
             if able:
                 return frame, min(able)[1]
+            if frame.strikes:
+                reserved |= holders.keys()
         return None
+
+    def _can_take(self, worker: WorkerRecord, frame: FrameRecord) -> bool:
+        """May a worker have one more frame? Frames with a strike share it with no other."""
+        struck = frame.strikes or any(self._open[visit].frames[detector].strikes for visit, detector in worker.in_flight)
+        return not worker.in_flight if struck else self.policy.can_start(len(worker.in_flight))
 
     # -- records ---------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ executor then ends the worker and has it made anew.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,27 +39,36 @@ class Stages(NamedTuple):
     """What a worker calls, in order; injected so that it can be tested without files and pixels."""
 
     read: Callable[[DetectorJob], Any]  # -> raw pixels and positions to force photometry at
-    process: Callable[[Any], Any]  # what was read -> DetectorProducts
+    process: Callable[[Any], Any]  # what was read -> DetectorProducts, on the device
     write: Callable[[Any], Path]  # DetectorProducts -> product file
 
 
 class DetectorWorker:
-    """Own one detector's pipeline and work jobs off, one at a time.
+    """Own one detector's pipeline and work jobs off: threads may bring several at once.
 
     ``build`` makes the `Stages` from the setup, once, when the first job comes or `prepare` is called. If it
-    fails (a calibration is missing), every job fails with that message.
+    fails (a calibration is missing), every job fails with that message. A job computes while it holds ``turn``; the
+    files of the others are read and written meanwhile.
     """
 
-    def __init__(self, setup: WorkerSetup, build: Callable[[WorkerSetup], Stages] | None = None) -> None:
+    def __init__(
+        self,
+        setup: WorkerSetup,
+        build: Callable[[WorkerSetup], Stages] | None = None,
+        turn: threading.Semaphore | None = None,
+    ) -> None:
         self.setup = setup
         self._build = build or _build_stages
+        self._turn = turn or threading.Semaphore()
+        self._building = threading.Lock()
         self._stages: Stages | None = None
 
     def prepare(self) -> Stages:
         """Load what stays resident, unless it is."""
-        if self._stages is None:
-            self._stages = self._build(self.setup)
-        return self._stages
+        with self._building:
+            if self._stages is None:
+                self._stages = self._build(self.setup)
+            return self._stages
 
     def process(self, job: DetectorJob) -> DetectorReport:
         """Process one job. Never raises for the job's sake; nothing partial stays on disk."""
@@ -77,7 +87,8 @@ class DetectorWorker:
             stages = self.prepare()
         with _timed(timings, "read"):
             given = stages.read(job)
-        products = stages.process(given)
+        with self._turn:
+            products = stages.process(given)
         for stage, seconds in products.timings_s.items():
             timings[stage] = timings.get(stage, 0.0) + seconds
         with _timed(timings, "write"):
@@ -124,7 +135,8 @@ class WorkerHost:
     """The detectors that share one process or actor: hands each job to the worker of its detector."""
 
     def __init__(self, setups: tuple[WorkerSetup, ...]) -> None:
-        self._workers = {setup.detector: DetectorWorker(setup) for setup in setups}
+        turn = threading.Semaphore(max(setup.max_computing for setup in setups))
+        self._workers = {setup.detector: DetectorWorker(setup, turn=turn) for setup in setups}
 
     def process(self, job: DetectorJob) -> DetectorReport:
         """Process one job with the worker that holds its detector."""

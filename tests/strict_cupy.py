@@ -65,8 +65,13 @@ class ndarray:  # noqa: N801, the name that CuPy has
     def __cuda_array_interface__(self):
         return {}
 
-    def get(self) -> np.ndarray:
-        return self._memory.copy()
+    def get(self, *, out: np.ndarray | None = None, blocking: bool = True) -> np.ndarray:
+        if out is None:
+            return self._memory.copy()
+        if (out.shape, out.dtype) != (self._memory.shape, self._memory.dtype):
+            raise TypeError(f"{out.dtype}{out.shape} array cannot be obtained from {self._memory.dtype}{self._memory.shape}")
+        out[...] = self._memory
+        return out
 
     def __getitem__(self, key):
         return _wrap(self._memory[_unwrap(key)])
@@ -196,7 +201,21 @@ MODULES = _modules()
 CUPY = MODULES["cupy"]
 CUPY.ndarray, CUPY.RawModule, CUPY.fft, CUPY.linalg = ndarray, RawModule, MODULES["cupy.fft"], MODULES["cupy.linalg"]
 CUPY.get_array_module = lambda *arrays: CUPY if any(isinstance(a, ndarray) for a in arrays) else np
-CUPY.cuda = SimpleNamespace(is_available=lambda: True, get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None))
+MODULES["cupyx"].empty_pinned = np.empty
+
+
+class Stream(contextlib.nullcontext):
+    """A stream that has always caught up."""
+
+    def __init__(self, *, non_blocking: bool = False) -> None:
+        super().__init__()
+
+    def synchronize(self) -> None:
+        pass
+
+
+CUPY.cuda = SimpleNamespace(is_available=lambda: True, get_current_stream=Stream, Stream=Stream)
+CUPY.fft.config = SimpleNamespace(get_plan_cache=lambda: SimpleNamespace(set_size=lambda size: None))
 CUPY.nan, CUPY.inf, CUPY.pi = np.nan, np.inf, np.pi
 for _dtype in DTYPES:
     setattr(CUPY, _dtype, getattr(np, _dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from dataclasses import replace
 
 import pytest
@@ -22,7 +23,7 @@ SETUPS = {d: WorkerSetup(camera="fake", detector=d, output_dir="out", device="cp
 CONFIG = SchedulerConfig(executor="ray", threads_per_actor=1)
 
 
-@pytest.fixture(params=["local", "thread", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.fixture(params=["local", "thread", "lanes", pytest.param("ray", marks=pytest.mark.ray)])
 def executor(request):
     """Each executor in turn, with fake hosts."""
     made = make_executor(request.param, request)
@@ -33,8 +34,8 @@ def executor(request):
 def make_executor(kind, request):
     if kind == "local":
         return LocalExecutor(FakeHost)
-    if kind == "thread":
-        return ThreadExecutor(2, FakeHost)
+    if kind in ("thread", "lanes"):
+        return ThreadExecutor(2, FakeHost, lanes=1 if kind == "thread" else 3)
     request.getfixturevalue("ray_cluster")
     from nightstream.scheduler.ray_executor import RayExecutor
 
@@ -91,6 +92,41 @@ def test_restart_of_a_living_worker_drops_its_jobs(executor):
     assert wait_for(executor, Reported)[0].job.visit == 2
 
 
+class MeetingHost(FakeHost):
+    """Ends no job before two are under way."""
+
+    meeting = threading.Barrier(2)
+
+    def process(self, job):
+        self.meeting.wait(60)
+        return super().process(job)
+
+
+def test_lanes_work_on_jobs_side_by_side():
+    """Two jobs of one worker that wait for each other both end."""
+    executor = ThreadExecutor(1, MeetingHost, lanes=2)
+    executor.start(place_setups(SETUPS, 1))
+    for visit in (1, 2):
+        executor.submit(0, job(visit))
+    assert {outcome.job.visit for outcome in wait_for(executor, Reported, 2)} == {1, 2}
+    executor.close()
+
+
+def test_lanes_that_break_together_are_one_death():
+    """Both jobs raise; the worker died once, and is back after one restart."""
+    executor = ThreadExecutor(1, FakeHost, lanes=2)
+    executor.start(place_setups(SETUPS, 1))
+    for visit in (1, 2):
+        executor.submit(0, job(visit, path="raise"))
+    wait_for(executor, Died)
+    executor.restart(0)
+    assert wait_for(executor, Ready) == [Ready(worker=0)]
+    executor.submit(0, job(3))
+    outcomes = executor.wait(60.0)
+    assert [type(outcome) for outcome in outcomes] == [Reported]
+    executor.close()
+
+
 def visits(tmp_path=None):
     """Three visits: one clean, one with a bad frame, one that (with ``tmp_path``) kills its worker once."""
     paths = {(2, 1): "bad.fits"}
@@ -111,9 +147,9 @@ def run_with(executor, stream, workers=2):
 
 @pytest.mark.ray
 def test_local_threads_and_ray_give_identical_results(request):
-    """The same visits through all three executors end the same, failures included."""
-    results = [run_with(make_executor(kind, request), visits()) for kind in ("local", "thread", "ray")]
-    assert results[0] == results[1] == results[2]
+    """The same visits through all executors end the same, failures included."""
+    results = [run_with(make_executor(kind, request), visits()) for kind in ("local", "thread", "lanes", "ray")]
+    assert results[0] == results[1] == results[2] == results[3]
     assert results[0][0][2, 1] == FrameStatus(detector=1, path="bad.fits", status="failed", error="unreadable", attempts=1)
 
 

@@ -170,8 +170,8 @@ def test_frame_that_kills_workers_is_given_up(retries):
     assert close.frames[0].error == f"its worker died {retries + 1} times, last: killed"
 
 
-def test_only_the_running_frame_is_blamed():
-    """Frames that waited behind the one that killed the worker get no strike."""
+def test_only_the_oldest_frame_is_blamed():
+    """Frames behind it get no strike."""
     state = SchedulerState({0: (0,)}, AdmissionPolicy(retries=0))
     state.handle(arrive(1))
     state.handle(arrive(2))
@@ -179,6 +179,34 @@ def test_only_the_running_frame_is_blamed():
     assert close.visit == 1
     (again,) = state.handle(ready(0))
     assert (again.visit, again.attempt) == (2, 2)
+
+
+def test_a_frame_with_a_strike_has_its_worker_to_itself():
+    """Blamed for what another did that was under way beside it, it ends well alone, and the other is given up in the end."""
+    state = SchedulerState({0: (0,)}, AdmissionPolicy(retries=1))
+    first, *_ = state.handle(arrive(1)) + state.handle(arrive(2)) + state.handle(arrive(3))
+    state.handle(die(0))  # 2 killed it, 1 was being written
+    (first,) = state.handle(ready(0))
+    assert (first.visit, first.attempt) == (1, 2)
+    started = of_kind(StartDetector, state.handle(finish(first)))
+    assert [start.visit for start in started] == [2, 3]
+    state.handle(die(0))
+    (alone,) = state.handle(ready(0))
+    assert (alone.visit, alone.attempt) == (2, 3)
+    assert [close.visit for close in of_kind(CloseVisit, state.handle(die(0)))] == [2]
+    assert [start.visit for start in state.handle(ready(0))] == [3]
+
+
+def test_a_frame_with_a_strike_is_not_passed_by():
+    """A busy worker gets nothing more until it is free for it."""
+    state = SchedulerState({0: (0,), 1: (0, 1)})
+    state.handle(arrive(1))
+    (other,) = state.handle(arrive(2, detectors=(1,)))
+    state.handle(die(0))  # its frame waits for worker 1, which has a frame of detector 1
+    assert state.handle(arrive(3, detectors=(1,))) == []
+    struck, *more = of_kind(StartDetector, state.handle(finish(other)))
+    assert (struck.visit, struck.worker, more) == (1, 1, [])
+    assert [start.visit for start in of_kind(StartDetector, state.handle(finish(struck)))] == [3]
 
 
 def test_worker_that_never_comes_back_is_given_up():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -74,6 +75,31 @@ def test_stages_are_built_once(tmp_path):
     worker.process(JOB)
     worker.process(JOB)
     assert built == [SETUP]
+
+
+def test_one_job_computes_while_the_next_is_read(tmp_path):
+    """The second job is read before the first has computed, and computes after it."""
+    order, second_is_read = [], threading.Event()
+
+    def read(job):
+        order.append(f"read {job.visit}")
+        if job.visit == 8:
+            second_is_read.set()
+        return job.visit
+
+    def process(visit):
+        order.append(f"begin {visit}")
+        if visit == 7:
+            beside.start()
+            assert second_is_read.wait(60)
+        order.append(f"end {visit}")
+        return products()
+
+    worker = make_worker(tmp_path, read=read, process=process)
+    beside = threading.Thread(target=worker.process, args=(DetectorJob(visit=8, detector=3, path="raw/8_3.fits"),))
+    worker.process(JOB)
+    beside.join(60)
+    assert order == ["read 7", "begin 7", "read 8", "end 7", "begin 8", "end 8"]
 
 
 @pytest.mark.parametrize(

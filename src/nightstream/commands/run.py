@@ -151,6 +151,7 @@ def make_setup(options: RunOptions, settings: Settings, detector: int) -> Worker
         reference=_absolute(options.reference),
         forced_positions=_absolute(options.positions),
         steps_per_sigma=options.steps_per_sigma,
+        max_computing=settings.scheduler.max_computing,
     )
 
 

@@ -83,6 +83,51 @@ def test_a_visit_has_the_same_bits(small_survey):
     assert_same(*on_both(work))
 
 
+def card():
+    """CuPy, where it has a card."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if not cupy.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return cupy
+
+
+def pipeline_on(device, survey):
+    camera = load_small_camera()
+    detector, config = camera.detectors[DETECTOR], engine_config(camera)
+    calibrations = read_calibrations(survey.calibrations, camera.name, detector)
+    return DetectorPipeline(detector, calibrations, read_template(survey.templates, "r", DETECTOR), config, device)
+
+
+@pytest.mark.gpu
+def test_a_card_gives_the_cpus_visit_and_the_same_bits_twice(small_survey):
+    """Rounding of transforms and sums, 1e-6 of a pixel's light, is far below a hundredth of its noise but in the brightest
+    stars, which count here by what the model of their own light may be off, 1e-4; sources lie within a hundredth of a pixel."""
+    card()
+    (raw, *_), positions = raws(small_survey, "science", DetectorMemory("cpu")), read_positions(small_survey.positions)
+    here = pipeline_on("cpu", small_survey).process(raw, positions)
+    there, again = (pipeline_on("gpu", small_survey).process(raw, positions) for _ in range(2))
+    assert_same(there, again)
+    for exposure in ("visit_image", "difference"):
+        a, b = (getattr(products, exposure).pixels for products in (here, there))
+        np.testing.assert_array_equal(a.mask, b.mask)
+        allowed = 0.01 * np.sqrt(a.variance) + 1e-4 * np.abs(here.visit_image.pixels.image)
+        assert np.nanmax(np.abs(a.image - b.image) / allowed) < 1
+    for column in ("x", "y"):
+        np.testing.assert_allclose(here.dia_sources[column], there.dia_sources[column], atol=0.01)
+
+
+@pytest.mark.gpu
+def test_a_warm_lane_allocates_nothing(small_survey):
+    """After two visits the pools of device and page-locked memory have all that the third needs."""
+    cupy = card()
+    (raw, *_) = raws(small_survey, "science", DetectorMemory("cpu"))
+    pipeline, held = pipeline_on("gpu", small_survey), []
+    for _ in range(4):
+        pipeline.process(raw)
+        held.append((cupy.get_default_memory_pool().total_bytes(), cupy.get_default_pinned_memory_pool().n_free_blocks()))
+    assert held[1] == held[2] == held[3]
+
+
 @pytest.mark.parametrize(
     ("align", "difference", "score"),
     [

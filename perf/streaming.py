@@ -14,45 +14,20 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import record
+from night import prepared_survey, worker_setup
 
 from nightstream.scheduler.config import SchedulerConfig
 from nightstream.scheduler.executor import make_executor, place_setups
-from nightstream.scheduler.messages import DetectorReport, WorkerSetup
+from nightstream.scheduler.messages import DetectorReport
 from nightstream.scheduler.run import RunHooks, Visit, VisitSummary, run_visits
-from nightstream.simulate.survey import Survey, plan_survey, simulate_survey
+from nightstream.simulate.survey import Survey
 
 CAMERA, DETECTORS = "simulator", 2
-
-
-def survey(work: Path, visits: int) -> Survey:
-    """Simulate raws, calibrations and templates, or find them from the last time."""
-    counts = {"bias": 5, "dark": 3, "flat": 3, "template": 4, "science": visits}
-    plan = plan_survey(work, camera=CAMERA, n_detectors=DETECTORS, seed=1, counts=counts)
-    if not plan.truth_path.exists():
-        options = {f"n_{role}" + "_visits" * (role in ("template", "science")): number for role, number in counts.items()}
-        plan = simulate_survey(work, camera=CAMERA, n_detectors=DETECTORS, seed=1, **options)
-    if not (work / "templates").is_dir():
-        common = ["--camera", CAMERA]
-        raw, made = work / "raw", work / "calibrations"
-        _nightstream("calibrate", raw / "bias", raw / "dark", raw / "flat", *common, "--output", made)
-        _nightstream("template", raw / "template", *common, "--calibrations", made, "--reference", work / "reference.h5",
-                     "--output", work / "templates")  # fmt: skip
-    return plan
-
-
-def _nightstream(*arguments) -> None:
-    command = list(map(str, (Path(sys.executable).with_name("nightstream"), *arguments)))
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"nightstream {command[1]}: {done.stdout}{done.stderr}")
 
 
 class Watch:
@@ -101,14 +76,7 @@ def actors_gib() -> float:
 def stream(plan: Survey, visits: list[Visit], actors: int, output: Path, jobs: int = 2) -> Watch:
     """Process the visits with so many actors of one thread, each with so many jobs under way."""
     shutil.rmtree(output, ignore_errors=True)
-    paths: Mapping[str, str] = {name: str(plan.output / f"{name}s") for name in ("calibration", "template")}
-    setups = {
-        detector: WorkerSetup(
-            camera=CAMERA, detector=detector, output_dir=str(output), device="cpu",
-            calibration_dir=paths["calibration"], template_dir=paths["template"],
-        )
-        for detector in plan.detectors
-    }  # fmt: skip
+    setups = {detector: worker_setup(plan, CAMERA, detector, output, "cpu") for detector in plan.detectors}
     config = SchedulerConfig(executor="ray", actors=actors, threads_per_actor=1, max_in_flight=jobs)
     watch = Watch(output)
     run_visits(visits, place_setups(setups, actors), make_executor(config), config.policy(), watch.hooks())
@@ -123,7 +91,8 @@ def main() -> None:
     parser.add_argument("--name", default="streaming-cpu")
     args = parser.parse_args()
     n_visits = max(args.visits, args.long)
-    plan = survey(args.work / f"streaming-{n_visits}", n_visits)
+    counts = {"bias": 5, "dark": 3, "flat": 3, "template": 4, "science": n_visits}
+    plan = prepared_survey(args.work / f"streaming-{n_visits}", CAMERA, DETECTORS, counts)
     science = [visit for visit in plan.visits if visit.role == "science"]
     visits = [Visit(v.id, {d: str(plan.raw_path(v, d)) for d in plan.detectors}) for v in science]
     content = {"header": record.header("cpu"), "detectors": DETECTORS, "shape": [1024, 1024], "visits": args.visits, "actors": {}}

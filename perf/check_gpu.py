@@ -181,8 +181,9 @@ def run_tests(check: Check, report: Path, limit_s: float) -> str:
 
 
 def gpu_test_files() -> list[Path]:
-    """Test files that name the fixture `target`; the others hold no test for a card, and may need packages that are not here."""
-    return [path for path in sorted((ROOT / "tests").glob("test_*.py")) if re.search(r"\btarget\b", path.read_text())]
+    """Test files that name the fixture `target` or the mark; the others may need packages that are not here."""
+    files = sorted((ROOT / "tests").glob("test_*.py"))
+    return [file for file in files if re.search(r"\btarget\b|\bmark\.gpu\b", file.read_text())]
 
 
 def testing(report: Path, files: list[Path]) -> list:

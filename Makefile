@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CUDA ?= 13
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench check-gpu clean
 
 setup: $(STAMP)
 
@@ -26,6 +27,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/python perf/stages.py
+
+check-gpu: setup
+	$(BIN)/python -m pip install --quiet --editable '.[cuda$(CUDA)-wheels,check]'
+	$(BIN)/python perf/check_gpu.py
 
 clean:
 	rm -rf build demo $(VENV) src/*.egg-info

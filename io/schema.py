@@ -17,7 +17,7 @@ from nightstream.engine.values import Table
 from nightstream.errors import InputError
 
 # A value nobody measured: what SQL calls NULL.
-NULLS = {"f": np.nan, "i": 0, "b": False, "S": b"", "M": np.datetime64("NaT")}
+NULLS = {"f": np.nan, "i": 0, "b": False, "S": b"", "M": np.datetime64("NaT", "us")}
 DTYPES = {"l": "<i8", "s": "<i2", "i": "<i4", "f": "<f4", "d": "<f8", "b": "?", "m": "<M8[us]", "t": "S16"}
 BANDS = "ugrizy"
 

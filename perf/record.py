@@ -60,8 +60,11 @@ def write(name: str, record: dict) -> Path:
 
 
 def _output(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return done.stdout.strip()
+    """What ``command`` prints; nothing where it is not installed."""
+    with suppress(FileNotFoundError):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+        return done.stdout.strip()
+    return ""
 
 
 def _version(name: str) -> str | None:

@@ -42,7 +42,7 @@ def _random(column, nullable, n_rows, rng):
     if dtype.kind == "b":
         return rng.random(n_rows) < 0.5
     if dtype.kind == "M":
-        return np.where(null, np.datetime64("NaT"), (rng.integers(-(2**50), 2**50, n_rows)).astype(column.dtype))
+        return np.where(null, np.datetime64("NaT", "us"), (rng.integers(-(2**50), 2**50, n_rows)).astype(column.dtype))
     if dtype.kind == "f":
         return np.where(null, np.nan, rng.normal(size=n_rows) * 10.0 ** rng.integers(-30, 30, n_rows)).astype(dtype)
     bits = rng.integers(1, 8 * dtype.itemsize, n_rows)

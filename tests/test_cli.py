@@ -68,6 +68,16 @@ def test_info_names_packages_devices_and_cameras():
     assert all(word in result.output for word in ("nightstream", "numpy", "CPU:", "GPU", "lsstcam", "efosc2"))
 
 
+@pytest.mark.parametrize(("device", "status"), [("auto", 0), ("cpu", 0), ("gpu", 1)])
+def test_info_fails_where_a_card_is_asked_for_and_none_works(device, status, monkeypatch):
+    """An option of every command, or NIGHTSTREAM_DEVICE: a container's health check asks in this way."""
+    monkeypatch.setattr("nightstream.engine.memory.gpu_problem", lambda: "the card is gone")
+    assert invoke("info", "--device", device).exit_code == status
+    monkeypatch.setenv("NIGHTSTREAM_DEVICE", device)
+    result = invoke("info")
+    assert result.exit_code == status and ("a GPU was asked for, but the card is gone" in result.output) == bool(status)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -39,7 +39,9 @@ Detectors = Annotated[list[int], typer.Option("--detector", "-d", help="Only thi
 Bands = Annotated[list[str], typer.Option("--band", "-b", help="Only this band; may be repeated.")]
 Visits = Annotated[list[int], typer.Option("--visit", help="Only this visit; may be repeated.")]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with sections engine, scheduler and alerts.")]
-Device = Annotated[DeviceName, typer.Option("--device", help="auto: a GPU where one works, else the CPU.")]
+Device = Annotated[
+    DeviceName, typer.Option("--device", envvar="NIGHTSTREAM_DEVICE", help="auto: a GPU where one works, else the CPU.")
+]
 Calibrations = Annotated[Path | None, typer.Option("--calibrations", help="Store made by calibrate.", exists=True)]
 Reference = Annotated[Path | None, typer.Option("--reference", help="Reference stars, CSV or HDF5.", exists=True)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
@@ -282,11 +284,11 @@ def plan(
 
 
 @app.command()
-def info() -> None:
-    """Print versions, devices and cameras."""
+def info(device: Device = DeviceName.AUTO) -> None:
+    """Print versions, devices and cameras. Fails where --device gpu asks for a card and none works."""
     from nightstream.commands.info import info_command
 
-    info_command()
+    info_command(device.value)
 
 
 @app.command()

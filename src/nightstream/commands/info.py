@@ -6,17 +6,22 @@ import platform
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from nightstream.commands.common import console, errors_end_the_command
 
+if TYPE_CHECKING:
+    from nightstream.engine.memory import Device
+
 PACKAGES = ("numpy", "scipy", "numba", "astropy", "h5py", "ray", "cupy", "isal", "matplotlib")
 
 
-def info_command() -> None:
-    """Print what this installation is and what it finds."""
+def info_command(device: Device) -> None:
+    """Print what this installation is and what it finds; an error if that is not the device asked for."""
     from nightstream import __version__
+    from nightstream.engine.memory import resolve_device
 
     with errors_end_the_command():
         console.print(f"nightstream {__version__}, Python {sys.version.split()[0]}, {platform.platform()}")
@@ -24,6 +29,7 @@ def info_command() -> None:
         for line in device_lines():
             console.print(line, markup=False)
         console.print(camera_table())
+        resolve_device(device)
 
 
 def device_lines() -> Iterator[str]:

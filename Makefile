@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CUDA ?= 13
 
-.PHONY: setup demo test lint bench check-gpu clean
+.PHONY: setup demo test lint bench bench-gpu check-gpu clean
 
 setup: $(STAMP)
 
@@ -26,7 +26,10 @@ lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 bench: setup
-	$(BIN)/python perf/stages.py
+	$(BIN)/python perf/bench.py --device cpu
+
+bench-gpu: setup
+	$(BIN)/python perf/bench.py --device gpu
 
 check-gpu: setup
 	$(BIN)/python -m pip install --quiet --editable '.[cuda$(CUDA)-wheels,check]'

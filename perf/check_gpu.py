@@ -29,7 +29,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "perf" / "records"
-SUITE = next(path for path in (ROOT / "perf" / "bench.py", ROOT / "perf" / "stages.py") if path.exists())
+SUITE = ROOT / "perf" / "bench.py"
 PASSED, FAILED, NO_CARD = 0, 1, 2
 CARD_LIMIT_S = 120.0
 GRACE_S = 15.0  # between asking a step to end and killing it

@@ -17,6 +17,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -49,6 +50,11 @@ class Case:
     peers: dict[str, Callable[[], Any]] = field(default_factory=dict)  # packages, with what they need prepared
     check: Callable[[dict[str, Any]], None]  # raises AssertionError; gets host results by name of contender
     tolerance: float = 0.0  # of a card's floats against the CPU's, relative to the largest of the array; 0: same bits
+
+
+def installed(peers: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
+    """Those whose package, the first word of their names, is there."""
+    return {name: peer for name, peer in peers.items() if find_spec(name.split()[0])}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 RECORDS = Path(__file__).parent / "records"
 PACKAGES = ("numpy", "scipy", "numba", "astropy", "h5py", "duckdb", "psycopg", "ray")
+PACKAGES += ("astroscrappy", "ccdproc", "photutils", "reproject", "sep")  # what kernels are timed beside
 PACKAGES += ("cupy-cuda12x", "cupy-cuda13x", "nightstream")
 
 

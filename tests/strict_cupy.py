@@ -25,15 +25,16 @@ FUNCTIONS = {
     "cupy": """abs add arange arctan2 argmax argmin argsort array asarray ascontiguousarray atleast_1d bincount
         bitwise_and bitwise_or broadcast_to clip concatenate copyto cos cumsum degrees diag diagonal divide empty equal
         exp eye flatnonzero fmax full greater greater_equal hypot isfinite isin isnan less less_equal lexsort linspace
-        log matmul max maximum mean median meshgrid minimum moveaxis multiply nan_to_num nanmedian negative nonzero
-        not_equal ones ones_like pad power radians remainder repeat rint roll round searchsorted sign sin sinc sort
-        sqrt stack subtract sum take_along_axis tensordot unique where xor zeros zeros_like""",
+        log matmul max maximum mean median meshgrid minimum moveaxis multiply nan_to_num nanmean nanmedian nanstd
+        negative nonzero not_equal ones ones_like pad power radians remainder repeat rint roll round searchsorted sign
+        sin sinc sort sqrt stack subtract sum take_along_axis tensordot unique where xor zeros zeros_like""",
     "cupy.fft": "fftshift",
     "cupy.linalg": "cholesky eigh eigvalsh inv lstsq solve",
     "cupyx.scipy.fft": "fft ifft irfft irfft2 next_fast_len rfft rfft2",
-    "cupyx.scipy.ndimage": "binary_closing binary_dilation label maximum_filter median_filter uniform_filter uniform_filter1d",
+    "cupyx.scipy.ndimage": """binary_closing binary_dilation label map_coordinates maximum_filter median_filter
+        uniform_filter uniform_filter1d zoom""",
 }
-METHODS = "all any argmin astype clip conj copy max mean min ravel reshape squeeze sum swapaxes transpose".split()
+METHODS = "all any argmin astype clip conj copy max mean min ravel reshape squeeze std sum swapaxes transpose".split()
 PROPERTIES = "T flags imag nbytes ndim real shape size dtype".split()
 OPERATORS = "add sub mul truediv floordiv mod pow and or xor matmul lt le gt ge eq ne".split()
 UPLOADS = ("array", "asarray", "ascontiguousarray")

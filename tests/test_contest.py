@@ -57,6 +57,11 @@ def test_an_answer_that_changes_is_not_timed():
         contest.verify(doubling(ours=lambda values: values + next(calls), check=lambda results: None), "cpu")
 
 
+def test_a_peer_that_is_not_installed_is_left_out():
+    """The first word of a peer's name is its package."""
+    assert contest.installed({"numpy sum": np.sum, "nopackage sum": np.sum}).keys() == {"numpy sum"}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_checks_its_answers_against_its_peers(family):
     """All contenders, on a small detector."""

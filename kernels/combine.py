@@ -19,7 +19,8 @@ from nightstream.kernels.target import Launch, array_module, device_function, ho
 
 NO_DATA = int(MaskPlane.NO_DATA)
 DEFAULT_PLANES = MaskPlane.BAD | MaskPlane.SAT | MaskPlane.CR | MaskPlane.NO_DATA
-MAX_FRAMES = 64  # the median by rank costs n^2 reads a pixel
+MAX_FRAMES = 64  # the median costs n^2 comparisons a pixel
+BLOCK_PIX = 4096  # that a CPU's thread combines at a time
 
 
 class Combined(NamedTuple):
@@ -32,29 +33,79 @@ class Combined(NamedTuple):
 
 
 @device_function
-def _is_usable(images, masks, variances, planes, k, p):
-    return (masks[k, p] & planes) == 0 and np.isfinite(images[k, p]) and np.isfinite(variances[k, p])
+def _gather(images, masks, variances, scales, weights, planes, n, p, value, noise, weight, bits):
+    """Copy the usable values of pixel ``p``, in the order of the frames, and return how many they are."""
+    count = 0
+    for k in range(n):
+        if (masks[k, p] & planes) == 0 and np.isfinite(images[k, p]) and np.isfinite(variances[k, p]):
+            value[count], noise[count] = images[k, p] * scales[k], variances[k, p] * (scales[k] * scales[k])
+            weight[count], bits[count] = weights[k], masks[k, p]
+            count += 1
+    return count
 
 
 @device_function
-def _median(images, masks, variances, scales, planes, n, p):
-    """The (lower) median of the usable values of pixel ``p`` by rank, and the variance it may have."""
-    count = 0
-    for k in range(n):
-        if _is_usable(images, masks, variances, planes, k, p):
-            count += 1
-    for k in range(n):
-        if not _is_usable(images, masks, variances, planes, k, p):
-            continue
-        value, rank = images[k, p] * scales[k], 0
-        for m in range(n):
-            if _is_usable(images, masks, variances, planes, m, p):
-                other = images[m, p] * scales[m]
-                if other < value or (other == value and m < k):
-                    rank += 1
-        if rank == (count - 1) // 2:
-            return value, variances[k, p] * (scales[k] * scales[k]) / max(count - 1, 1)
-    return 0.0, 0.0
+def _middle(value, count, order):
+    """Index of the (lower) median of the first ``count`` values: of equal ones the earlier comes first."""
+    for k in range(count):
+        place = k
+        while place > 0 and value[order[place - 1]] > value[k]:
+            order[place] = order[place - 1]
+            place -= 1
+        order[place] = k
+    return order[(count - 1) // 2]
+
+
+@device_function
+def _combine_pixels(
+    first,
+    last,
+    images,
+    masks,
+    variances,
+    scales,
+    weights,
+    planes,
+    clip_sigma,
+    tolerance,
+    iterations,
+    image,
+    mask,
+    variance,
+    n_used,
+    n,
+):
+    """Fill the outputs of the pixels from ``first`` to ``last``."""
+    value, noise, weight = np.empty(n), np.empty(n), np.empty(n)
+    bits, order = np.empty(n, np.int32), np.empty(n, np.int64)
+    for p in range(first, last):
+        count = _gather(images, masks, variances, scales, weights, planes, n, p, value, noise, weight, bits)
+        centre, centre_variance = 0.0, 0.0
+        if count > 0:
+            middle = _middle(value, count, order)
+            centre, centre_variance = value[middle], noise[middle] / max(count - 1, 1)
+        used, kept_planes, mean_variance = 0, 0, 0.0
+        for _ in range(iterations):
+            used, kept_planes = 0, 0
+            total, total_weight, total_variance = 0.0, 0.0, 0.0
+            for k in range(count):
+                limit = clip_sigma * math.sqrt(noise[k] + centre_variance) + tolerance * abs(centre)
+                if abs(value[k] - centre) <= limit:
+                    used += 1
+                    kept_planes |= bits[k]
+                    total += weight[k] * value[k]
+                    total_weight += weight[k]
+                    total_variance += weight[k] * weight[k] * noise[k]
+            if used == 0:
+                break
+            centre, centre_variance = total / total_weight, 0.0
+            mean_variance = total_variance / (total_weight * total_weight)
+        n_used[p] = used
+        image[p], mask[p], variance[p] = centre, kept_planes, mean_variance
+        if used == 0:
+            image[p], mask[p], variance[p] = np.nan, NO_DATA, np.nan
+            for k in range(n):
+                mask[p] |= masks[k, p]
 
 
 @hot_loop("combine")
@@ -76,34 +127,12 @@ def clipped_mean(
     size,
 ):
     """Fill the outputs from stacks (n, size); the arithmetic is that of `combine_frames_reference`, in float64."""
-    for pixel in prange(size):
-        p = np.int64(pixel)  # one integer type, else every helper is compiled for each
-        centre, centre_variance = _median(images, masks, variances, scales, planes, n, p)
-        used, kept_planes, mean_variance = 0, 0, 0.0
-        for _ in range(iterations):
-            used, kept_planes = 0, 0
-            total, total_weight, total_variance = 0.0, 0.0, 0.0
-            for k in range(n):
-                if not _is_usable(images, masks, variances, planes, k, p):
-                    continue
-                value, noise = images[k, p] * scales[k], variances[k, p] * (scales[k] * scales[k])
-                limit = clip_sigma * math.sqrt(noise + centre_variance) + tolerance * abs(centre)
-                if abs(value - centre) <= limit:
-                    used += 1
-                    kept_planes |= masks[k, p]
-                    total += weights[k] * value
-                    total_weight += weights[k]
-                    total_variance += weights[k] * weights[k] * noise
-            if used == 0:
-                break
-            centre, centre_variance = total / total_weight, 0.0
-            mean_variance = total_variance / (total_weight * total_weight)
-        n_used[p] = used
-        image[p], mask[p], variance[p] = centre, kept_planes, mean_variance
-        if used == 0:
-            image[p], mask[p], variance[p] = np.nan, NO_DATA, np.nan
-            for k in range(n):
-                mask[p] |= masks[k, p]
+    for block in prange((size + BLOCK_PIX - 1) // BLOCK_PIX):
+        first = block * BLOCK_PIX
+        _combine_pixels(
+            first, min(first + BLOCK_PIX, size), images, masks, variances, scales, weights, planes, clip_sigma, tolerance,
+            iterations, image, mask, variance, n_used, n,
+        )  # fmt: skip
 
 
 def combine_frames(

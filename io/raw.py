@@ -20,7 +20,7 @@ from nightstream.io.cameras import RawCamera
 from nightstream.io.fits_file import FitsFile, first_sentence, open_fits
 from nightstream.io.header import check_camera, exposure_info, find_detector, read_visit
 from nightstream.io.sections import section_disagreements
-from nightstream.io.tile_compression import are_alike, decode_stack, rice_image
+from nightstream.io.tile_compression import are_alike, compressed_image, decode_stack
 from nightstream.io.wcs_cards import wcs_from_header
 from nightstream.kernels.wcs import Wcs
 
@@ -158,11 +158,11 @@ def _read_stack(file: FitsFile, detector: Detector) -> np.ndarray:
 
 
 def _decode_stack(file: FitsFile, detector: Detector) -> np.ndarray | None:
-    """All amplifiers at once, if every one is a Rice-compressed HDU of its own and they are alike; else None."""
+    """All amplifiers at once, if every one is an HDU of its own, compressed by Rice or gzip, and they are alike; else None."""
     places = {id(hdu): index for index, hdu in enumerate(file.hdus)}
     images = []
     for amplifier in detector.amplifiers:
-        image = rice_image(file, places[id(_hdu(file.hdus, amplifier))])
+        image = compressed_image(file, places[id(_hdu(file.hdus, amplifier))])
         if image is None or image.shape != (amplifier.raw.y1, amplifier.raw.x1) or amplifier.raw.y0 or amplifier.raw.x0:
             return None
         images.append(image)
@@ -171,7 +171,7 @@ def _decode_stack(file: FitsFile, detector: Detector) -> np.ndarray | None:
     stack, whole = decode_stack(images)
     if not whole.all():
         broken = ", ".join(amplifier.name for amplifier, good in zip(detector.amplifiers, whole, strict=True) if not good)
-        raise FileError(f"pixels of amplifier {broken} cannot be decoded: damaged Rice tiles")
+        raise FileError(f"pixels of amplifier {broken} cannot be decoded: damaged tiles")
     return stack
 
 

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 RECORDS = Path(__file__).parent / "records"
-PACKAGES = ("numpy", "scipy", "numba", "astropy", "h5py", "duckdb", "psycopg", "ray")
+PACKAGES = ("numpy", "scipy", "numba", "astropy", "h5py", "isal", "duckdb", "psycopg", "ray")
 PACKAGES += ("astroscrappy", "ccdproc", "photutils", "reproject", "sep")  # what kernels are timed beside
 PACKAGES += ("cupy-cuda12x", "cupy-cuda13x", "nightstream")
 

@@ -281,10 +281,10 @@ def test_damaged_tiles_are_a_clear_error(path):
         read_raw(path, CAMERA)
 
 
-def rice_with_table(path, change):
-    """A Rice-compressed frame whose table of tiles of amplifier C13, the fourth, is changed: (tiles, 2) lengths, places."""
+def compressed_with_table(path, compression, change):
+    """A compressed frame whose table of tiles of amplifier C13, the fourth, is changed: (tiles, 2) lengths, places."""
     hdus = frame()
-    tiles = [fits.CompImageHDU(hdu.data, name=hdu.name, compression_type="RICE_1") for hdu in hdus[1:]]
+    tiles = [fits.CompImageHDU(hdu.data, name=hdu.name, compression_type=compression) for hdu in hdus[1:]]
     fits.HDUList([hdus[0], *tiles]).writeto(path)
     with fits.open(path, disable_image_compression=True) as hdus:
         start, n = hdus.fileinfo(4)["datLoc"], hdus[4].header["NAXIS2"]
@@ -295,16 +295,32 @@ def rice_with_table(path, change):
     path.write_bytes(bytes(content))
 
 
-def test_a_shortened_rice_tile_names_its_amplifier(path):
+@pytest.mark.parametrize("compression", ["RICE_1", "GZIP_1", "GZIP_2"])
+def test_a_shortened_tile_names_its_amplifier(path, compression):
     """A tile of which three bytes are left."""
-    rice_with_table(path, lambda table: table[7].__setitem__(0, 3))
-    with pytest.raises(FileError, match=r"pixels of amplifier C13 cannot be decoded: damaged Rice tiles.*visit 42, detector 2"):
+    compressed_with_table(path, compression, lambda table: table[7].__setitem__(0, 3))
+    with pytest.raises(FileError, match=r"pixels of amplifier C13 cannot be decoded: .*visit 42, detector 2"):
         read_raw(path, CAMERA)
 
 
-def test_a_rice_tile_outside_of_the_file_is_told(path):
+@pytest.mark.parametrize("compression", ["GZIP_1", "GZIP_2"])
+def test_a_tile_with_a_wrong_checksum_names_its_amplifier(path, compression):
+    """One byte of a gzipped tile was overwritten."""
+    places = []
+    compressed_with_table(path, compression, lambda table: places.extend(table[7]))
+    with fits.open(path, disable_image_compression=True) as hdus:
+        table, n = hdus.fileinfo(4)["datLoc"], hdus[4].header["NAXIS2"]
+    content = bytearray(path.read_bytes())
+    content[table + 8 * n + sum(places) - 8] ^= 0xFF
+    path.write_bytes(bytes(content))
+    with pytest.raises(FileError, match=r"pixels of amplifier C13 cannot be decoded: damaged tiles.*visit 42, detector 2"):
+        read_raw(path, CAMERA)
+
+
+@pytest.mark.parametrize("compression", ["RICE_1", "GZIP_1", "GZIP_2"])
+def test_a_tile_outside_of_the_file_is_told(path, compression):
     """A place that is billions of bytes away."""
-    rice_with_table(path, lambda table: table[7].__setitem__(1, 2_000_000_000))
+    compressed_with_table(path, compression, lambda table: table[7].__setitem__(1, 2_000_000_000))
     with pytest.raises(FileError, match=r"tiles of HDU 4 lie outside of the file of \d+ bytes.*visit 42, detector 2"):
         read_raw(path, CAMERA)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,13 +39,19 @@ NATIVE = {
 }  # kind and size on disk: in memory
 
 
-def read_raw(path: str | Path, camera: RawCamera, detector_id: int | None = None) -> RawDetector:
+Allocate = Callable[[tuple[int, ...], Any], np.ndarray]  # of a shape and dtype, not filled
+
+
+def read_raw(
+    path: str | Path, camera: RawCamera, detector_id: int | None = None, *, allocate: Allocate = np.empty
+) -> RawDetector:
     """Read one detector exposure.
 
     The pixels are (n_amplifiers, ny, nx), C-contiguous, native byte order, uint16, int32 or float32, in adu
     with overscan. Geometry comes from ``camera``; header sections that say otherwise are logged. The WCS is the
     header's, approximate, on the assembled detector; None if there is none, or the exposure is no science one.
-    ``detector_id``, where given, must be the detector of the file.
+    ``detector_id``, where given, must be the detector of the file. ``allocate`` makes the array that the pixels are
+    decoded into.
 
     Raises FileError for a file that is missing, empty, truncated or no FITS, InputError for another camera or
     detector, missing or misshapen amplifiers, unusable headers and pixels that are not finite; all name file,
@@ -54,7 +60,7 @@ def read_raw(path: str | Path, camera: RawCamera, detector_id: int | None = None
     path = Path(path)
     try:
         with open_fits(path) as file:
-            return _read(file, path, camera, detector_id)
+            return _read(file, path, camera, detector_id, allocate)
     except NightstreamError as error:
         error.locate(path=str(path), detector=detector_id)
         raise
@@ -94,7 +100,7 @@ def _headers(path: str | Path) -> Iterator[HDUList]:
         raise FileError(f"not a readable FITS file: {first_sentence(error)}", path=str(path)) from None
 
 
-def _read(file: FitsFile, path: Path, camera: RawCamera, detector_id: int | None) -> RawDetector:
+def _read(file: FitsFile, path: Path, camera: RawCamera, detector_id: int | None, allocate: Allocate) -> RawDetector:
     header = _facts(file.hdus, camera)
     check_camera(header, camera.name, camera.headers)
     visit = read_visit(header, camera.headers)
@@ -102,16 +108,18 @@ def _read(file: FitsFile, path: Path, camera: RawCamera, detector_id: int | None
         detector = find_detector(header, camera, camera.headers)
         if detector_id not in (None, detector.id):
             raise InputError(f"got detector {detector.id} in the header, wanted {detector_id}")
-        return _read_detector(file, header, path, camera, detector)
+        return _read_detector(file, header, path, camera, detector, allocate)
     except NightstreamError as error:
         error.locate(visit=visit)
         raise
 
 
-def _read_detector(file: FitsFile, header: Header, path: Path, camera: RawCamera, detector: Detector) -> RawDetector:
+def _read_detector(
+    file: FitsFile, header: Header, path: Path, camera: RawCamera, detector: Detector, allocate: Allocate
+) -> RawDetector:
     try:
         info = exposure_info(header, camera, camera.headers, detector.id, str(path))
-        stack = _read_stack(file, detector)
+        stack = _read_stack(file, detector, allocate)
         wcs = _detector_wcs(header, camera, detector) if info.kind == "science" else None
     except NightstreamError as error:
         error.locate(detector=detector.id)
@@ -140,24 +148,24 @@ def _hdu(hdus: HDUList, amplifier: Amplifier) -> Any:
     return next((hdu for hdu in images.values() if hdu.name.upper() == amplifier.hdu.upper()), None)
 
 
-def _read_stack(file: FitsFile, detector: Detector) -> np.ndarray:
+def _read_stack(file: FitsFile, detector: Detector, allocate: Allocate) -> np.ndarray:
     hdus = file.hdus
     missing = [amplifier.name for amplifier in detector.amplifiers if _hdu(hdus, amplifier) is None]
     if missing:
         n_wanted = len(detector.amplifiers)
         got = f"got {n_wanted - len(missing)}, wanted {n_wanted} amplifiers"
         raise InputError(f"missing amplifiers: {got}, without {', '.join(missing)}")
-    stack = _decode_stack(file, detector)
+    stack = _decode_stack(file, detector, allocate)
     if stack is not None:
         return stack
     images = [_read_amplifier(hdus, amplifier, detector) for amplifier in detector.amplifiers]
     kinds = sorted({str(image.dtype) for image in images})
     if len(kinds) > 1:
         raise InputError(f"got amplifiers of types {', '.join(kinds)}, wanted one type")
-    return np.stack(images)
+    return np.stack(images, out=allocate((len(images), *images[0].shape), images[0].dtype))
 
 
-def _decode_stack(file: FitsFile, detector: Detector) -> np.ndarray | None:
+def _decode_stack(file: FitsFile, detector: Detector, allocate: Allocate) -> np.ndarray | None:
     """All amplifiers at once, if every one is an HDU of its own, compressed by Rice or gzip, and they are alike; else None."""
     places = {id(hdu): index for index, hdu in enumerate(file.hdus)}
     images = []
@@ -168,7 +176,7 @@ def _decode_stack(file: FitsFile, detector: Detector) -> np.ndarray | None:
         images.append(image)
     if not are_alike(images):
         return None
-    stack, whole = decode_stack(images)
+    stack, whole = decode_stack(images, allocate((len(images), *images[0].shape), images[0].dtype))
     if not whole.all():
         broken = ", ".join(amplifier.name for amplifier, good in zip(detector.amplifiers, whole, strict=True) if not good)
         raise FileError(f"pixels of amplifier {broken} cannot be decoded: damaged tiles")

@@ -60,7 +60,7 @@ class ResidentDetector:
 
     def read(self, job: DetectorJob) -> WorkerInput:
         """Read the raw file of a job, whose header must agree with the job, and the objects preloaded for it."""
-        raw = read_raw(job.path, self.camera, job.detector)
+        raw = read_raw(job.path, self.camera, job.detector, allocate=self.memory.host_array)
         if raw.info.visit != job.visit:
             raise InputError(f"got visit {raw.info.visit} in the header, wanted {job.visit}")
         if self.setup.template_dir:

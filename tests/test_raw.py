@@ -110,6 +110,21 @@ def test_tile_compressed_files_read_the_same(path, kind, dtype):
         np.testing.assert_array_equal(pixels, np.stack([hdu.data for hdu in hdus[1:]]))
 
 
+@pytest.mark.parametrize("kind", [fits.ImageHDU, fits.CompImageHDU], ids=["plain", "compressed"])
+def test_pixels_go_where_the_caller_wants_them(path, kind):
+    """Page-locked memory, say."""
+    hdus = [kind(pixels, name=amp.name) for amp, pixels in amplifiers(np.uint16)]
+    fits.HDUList([frame()[0], *hdus]).writeto(path)
+    given = []
+
+    def allocate(shape, dtype):
+        given.append(np.full(shape, 7, dtype))
+        return given[0]
+
+    assert read_raw(path, CAMERA, allocate=allocate).pixels is given[0]
+    np.testing.assert_array_equal(given[0], expected())
+
+
 def test_amplifiers_are_found_by_name_in_any_order(path):
     """The order of the HDUs in the file does not matter where the camera names them."""
     plain = frame()

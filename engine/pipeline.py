@@ -95,7 +95,9 @@ class DetectorPipeline:
         """
         science = self.calibrate(raw)
         try:
-            return self.memory.download(self._measure(science, forced_positions))
+            products = self._measure(science, forced_positions)
+            with self.stage("download"):
+                return self.memory.download(products)
         except NightstreamError as error:
             raise located(error, raw.info) from None
 

@@ -94,7 +94,9 @@ class DetectorPipeline:
         difference (UnprocessableError) raise none: the visit image is kept, with the reason in ``provenance``.
         """
         with self.memory.lane():
-            return self.memory.download(self.reduce(raw, forced_positions))
+            products = self.reduce(raw, forced_positions)
+            with self.stage("download"):
+                return self.memory.download(products)
 
     def reduce(self, raw: RawDetector, forced_positions: Table | None = None) -> DetectorProducts:
         """Return the same as `process`, on the device."""

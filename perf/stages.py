@@ -3,24 +3,24 @@
     python perf/stages.py [--device auto|cpu|gpu] [--runs 3] [--work DIR] [--name stages-cpu]
 
 Simulates a 16-amplifier detector (kept in --work for the next time), builds its calibrations and template, checks the
-answer, then times the science visit. Writes perf/records/<name>.json.
+answer, then times the science visit: its stages, once more with the steps inside them, and without each optional step.
+Writes perf/records/<name>.json and the time line, <name>.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 import record
+from optional import measure_steps
+from stopwatch import Span, Stopwatch, steps_timed
+from timeline import save_timeline
 
 from nightstream.engine.calibrate import build_calibrations
-from nightstream.engine.memory import DetectorMemory, resolve_device
+from nightstream.engine.memory import resolve_device
 from nightstream.engine.pipeline import DetectorPipeline, calibrate_together
 from nightstream.engine.template import build_template
 from nightstream.engine.values import DetectorProducts
@@ -31,29 +31,6 @@ from nightstream.simulate.survey import Survey, plan_survey, simulate_survey
 
 CAMERA = Path(__file__).parent / "camera_4k.yaml"
 COUNTS = {"bias": 3, "dark": 2, "flat": 2, "template": 3, "science": 1}
-
-
-class Cost(NamedTuple):
-    """What a stage took: time on the clock, and of all cores together."""
-
-    seconds: float
-    core_seconds: float
-
-
-class Stopwatch:
-    """Cost of every stage, run by run; waits for the device before it reads the clock."""
-
-    def __init__(self) -> None:
-        self.runs: list[dict[str, Cost]] = []
-        self.synchronize = lambda: None
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        self.synchronize()
-        start, busy = time.perf_counter(), time.process_time()
-        yield
-        self.synchronize()
-        self.runs[-1][stage] = Cost(time.perf_counter() - start, time.process_time() - busy)
 
 
 def survey(work: Path) -> Survey:
@@ -79,7 +56,7 @@ def build_pipeline(plan: Survey, device: str, stopwatch: Stopwatch) -> DetectorP
 
 def run_once(pipeline: DetectorPipeline, path: Path, output: Path, stopwatch: Stopwatch) -> DetectorProducts:
     """Raw file to product file, every stage timed."""
-    stopwatch.runs.append({})
+    stopwatch.start_run()
     with stopwatch("total"):
         with stopwatch("read"):
             raw = read_raw(path, load_camera(str(CAMERA)))
@@ -118,39 +95,52 @@ def main() -> None:
     record.reset_peak_memory()
     for _ in range(chosen.runs):
         run_once(pipeline, science, chosen.work / "products", stopwatch)
-    report(stopwatch.runs, device, chosen.name or f"stages-{device}", pipeline.memory)
+    content = {
+        "header": record.header(device),
+        "shape": [4096, 4096],
+        "runs": chosen.runs,
+        "stages": report(stopwatch.runs),
+        "peak_rss_gib": record.peak_memory_gib(),
+        "resident_gib": round(pipeline.memory.resident_bytes / 2**30, 3),
+    }
+    with steps_timed(stopwatch):
+        run_once(pipeline, science, chosen.work / "products", stopwatch)
+    content["timeline"] = [rounded(span) for span in sorted(stopwatch.runs[-1], key=lambda span: (span.start_s, span.depth))]
+    content["optional"] = measure_steps(pipeline, read_raw(science, plan.camera), stopwatch, chosen.runs)
+    for step, cost in content["optional"].items():
+        print(f"{step:34s} {cost['clock_s']:8.3f} s, {cost['core_s']:8.3f} core-seconds, {cost['core_range_s']}")
+    path = record.write(chosen.name or f"stages-{device}", content)
+    picture = save_timeline(content, path.with_suffix(".png"))
+    print(f"peak memory {content['peak_rss_gib']} GiB; record: {path}; time line: {picture}")
 
 
-def report(runs: list[dict[str, Cost]], device: str, name: str, memory: DetectorMemory) -> None:
-    """Print one line a stage and write the record."""
-    rows = {stage: [run[stage] for run in runs] for stage in runs[0]}
-    stages = {stage: summary(costs) for stage, costs in rows.items()}
+def report(runs: list[list[Span]]) -> dict[str, dict[str, float]]:
+    """Print one line a stage; return what it took, by stage."""
+    names = [span.name for span in sorted(runs[0], key=lambda span: (-span.depth, span.start_s))]
+    stages = {name: summary([span for run in runs for span in run if span.name == name]) for name in names}
     for stage, row in stages.items():
         print(
             f"{stage:14s} 4096x4096 | {row['median_s']:8.3f} s  ({row['min_s']:.3f} to {row['max_s']:.3f}, "
             f"{len(runs)} runs) | {row['core_s']:8.3f} core-seconds"
         )
-    content = {
-        "header": record.header(device),
-        "shape": [4096, 4096],
-        "runs": len(runs),
-        "stages": stages,
-        "peak_rss_gib": record.peak_memory_gib(),
-        "resident_gib": round(memory.resident_bytes / 2**30, 3),
-    }
-    print(f"peak memory {content['peak_rss_gib']} GiB; record: {record.write(name, content)}")
+    return stages
 
 
-def summary(costs: list[Cost]) -> dict[str, float]:
+def summary(spans: list[Span]) -> dict[str, float]:
     """Median and spread of the seconds on the clock, and the least core-seconds."""
-    seconds = [cost.seconds for cost in costs]
+    seconds = [span.clock_s for span in spans]
     numbers = {
         "median_s": median(seconds),
         "min_s": min(seconds),
         "max_s": max(seconds),
-        "core_s": min(cost.core_seconds for cost in costs),
+        "core_s": min(span.core_s for span in spans),
     }
     return {name: round(value, 4) for name, value in numbers.items()}
+
+
+def rounded(span: Span) -> dict:
+    """Return the span as a record keeps it."""
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in span._asdict().items()}
 
 
 if __name__ == "__main__":

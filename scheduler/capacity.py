@@ -1,22 +1,23 @@
 """How many cards, or cores, a camera needs: what `perf/stages.py` recorded of one detector, times all of them.
 
 A unit, a card or a core, has one detector at a time; with n units a visit takes ceil(detectors / n) turns. A card's turn
-is the clock time of the stages that it works on, files being read and written meanwhile by the host; a core's turn is
+is the clock time of the stages that it works on, files being read, moved and written meanwhile; a core's turn is
 all core-seconds. Costs grow in proportion to pixels. The latency of a visit is its turns, a card's first file and last
-product, and then what `perf/publish.py` recorded for its alerts.
+product, and then what `perf/publish.py` recorded for its alerts. Where the record has them, optional steps of the engine
+are known by what a detector costs less without each.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nightstream.errors import FileError, InputError
 
-HOST_STAGES = ("read", "write")  # that a card does not wait for
+HOST_STAGES = ("read", "upload", "download", "write")  # that a card does not wait for: other jobs compute meanwhile
 TOTAL = "total"
 
 
@@ -30,6 +31,14 @@ class StageCost:
 
 
 @dataclass(frozen=True, slots=True)
+class OptionalStep:
+    """A step that a facility may leave out."""
+
+    saved: StageCost  # what one detector costs less without it
+    is_clear: bool  # beyond the noise of the record, for the time that keeps a unit busy
+
+
+@dataclass(frozen=True, slots=True)
 class DetectorCost:
     """What a record says of one detector."""
 
@@ -37,12 +46,18 @@ class DetectorCost:
     hardware: str  # what it was measured on
     pixels: int
     stages: tuple[StageCost, ...]
+    optional: tuple[OptionalStep, ...] = ()
 
     def unit_s(self, stage: StageCost) -> float:
         """Seconds that a stage keeps a unit busy."""
         if self.device == "cpu":
             return stage.core_s
         return 0.0 if stage.name in HOST_STAGES else stage.clock_s
+
+    def without(self, step: OptionalStep) -> DetectorCost:
+        """What one detector costs if ``step`` is left out."""
+        saved = step.saved
+        return replace(self, stages=(*self.stages, StageCost(f"without {saved.name}", -saved.clock_s, -saved.core_s)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +97,8 @@ def read_detector_cost(path: Path) -> DetectorCost:
             if name != TOTAL
         )
         hardware = header["cpu"] if header["device"] == "cpu" else (header["gpu"] or {}).get("name", "card")
-        return DetectorCost(header["device"], hardware, ny * nx, stages)
-    except (KeyError, TypeError, ValueError) as error:
+        return DetectorCost(header["device"], hardware, ny * nx, stages, _optional_steps(record))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(f"no record of perf/stages.py: {error!r}", path=str(path)) from None
 
 
@@ -118,6 +133,15 @@ def fewest_units(cost: DetectorCost, cadence_s: float, budget_s: float, **visit)
     ``visit`` as in `capacity`. More units than detectors are of no use.
     """
     return next((n for n in range(1, visit["detectors"] + 1) if capacity(cost, n, **visit).holds(cadence_s, budget_s)), None)
+
+
+def _optional_steps(record: Any) -> tuple[OptionalStep, ...]:
+    unit = "core" if record["header"]["device"] == "cpu" else "clock"
+    return tuple(
+        OptionalStep(StageCost(name, float(saved["clock_s"]), float(saved["core_s"])), not least <= 0 <= most)
+        for name, saved in record.get("optional", {}).items()
+        for least, most in [saved[f"{unit}_range_s"]]
+    )
 
 
 def _read_record(path: Path) -> Any:

@@ -11,7 +11,7 @@ from nightstream.scheduler.run import VisitSummary
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-STAGES = ("read", "upload", "isr", "characterize", "difference", "measure", "force", "write")
+STAGES = ("read", "upload", "isr", "characterize", "difference", "measure", "force", "cutouts", "download", "write")
 
 
 def visit_table(visits: Iterable[VisitSummary], scores: Mapping[int, VisitScore]) -> RichTable:

@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import h5py
 import numpy as np
 import pytest
 from cudashim import loader
 from reduced_pair import expose, field
-from small_survey import load_small_camera
+from small_survey import CAMERA, load_small_camera
 from strict_cupy import CUPY, strict_cupy
 
 from nightstream.engine.calibrate import build_calibrations
@@ -20,6 +21,8 @@ from nightstream.io.cameras import engine_config
 from nightstream.io.catalogues import read_positions
 from nightstream.io.raw import read_raw
 from nightstream.io.templates import read_template
+from nightstream.scheduler.messages import DetectorJob, WorkerSetup
+from nightstream.scheduler.resident import ResidentDetector
 
 DETECTOR = 0
 
@@ -87,6 +90,29 @@ def test_a_visit_has_the_same_bits(small_survey):
         return {"visit": visit, "template": build_template([c.exposure for c in done], config.template)}
 
     assert_same(*on_both(work))
+
+
+def test_a_worker_writes_the_same_product(small_survey, tmp_path):
+    """Read to the device, computed there, and written from it: only the seconds and the device's name differ."""
+
+    def bits(dataset):
+        return np.asarray(dataset[()]).tobytes()
+
+    def product(device):
+        setup = WorkerSetup(
+            camera=str(CAMERA), detector=DETECTOR, output_dir=str(tmp_path / device), device=device,
+            calibration_dir=str(small_survey.calibrations), template_dir=str(small_survey.templates),
+        )  # fmt: skip
+        resident, visit = ResidentDetector(setup), small_survey.visits[0]
+        job = DetectorJob(visit=visit, detector=DETECTOR, path=str(small_survey.raw(visit, DETECTOR)))
+        with h5py.File(resident.write(resident.process(resident.read(job)))) as file:
+            found = {}
+            file.visititems(lambda name, item: found.update({name: bits(item)} if isinstance(item, h5py.Dataset) else {}))
+        return found
+
+    direct = product("cpu")
+    with strict_cupy():
+        assert_same(direct, product("gpu"))
 
 
 def card():

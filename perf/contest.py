@@ -210,7 +210,7 @@ def result(case: Case, costs: dict[str, dict[str, float]], rates: Rates) -> dict
     """One row of a record."""
     floor, ours = rates.floor_s(case), costs[OURS]["min_s"]
     measure, base = ("core_s", OURS_ALONE) if OURS_ALONE in costs else ("min_s", OURS)
-    ratios = {n: round(c[measure] / costs[base][measure], 2) for n, c in costs.items() if n not in (OURS, OURS_ALONE)}
+    ratios = {n: float(f"{c[measure] / costs[base][measure]:.3g}") for n, c in costs.items() if n not in (OURS, OURS_ALONE)}
     return {
         "name": case.name,
         "size": case.size,
@@ -233,7 +233,7 @@ def line(row: dict[str, Any], rates: Rates) -> str:
         parts.append(f"{ours['median_s'] and row['costs'][OURS_ALONE]['median_s'] / ours['median_s']:.2f}x of one thread")
     share = 1e9 * row["gb_per_s"] / rates.copy_bytes_per_s
     parts.append(f"{row['gb_per_s']:7.2f} GB/s ({share:.1%} of copy, {row['share_of_floor']:.1%} of floor)")
-    parts.append("  ".join(f"{ratio:.1f}x {name}" for name, ratio in row["times_ours"].items()) or "no peer")
+    parts.append("  ".join(f"{ratio:.3g}x {name}" for name, ratio in row["times_ours"].items()) or "no peer")
     return " | ".join(parts)
 
 

@@ -210,22 +210,35 @@ def _count(xp, dx, dy, limit: float) -> int:
 def mutual_neighbours(x1, y1, x2, y2, radius: float):
     """Return (i, j) index pairs that are each other's nearest star, within ``radius``; ordered by i."""
     xp = array_module(x1)
-    near2, distance2 = _nearest(xp, x1, y1, x2, y2)
-    near1, _ = _nearest(xp, x2, y2, x1, y1)
+    near2 = _nearest(xp, x1, y1, x2, y2, radius)
+    near1 = _nearest(xp, x2, y2, x1, y1, radius)
     i = xp.arange(len(x1))
-    good = (near1[near2] == i) & (distance2 <= radius * radius)
+    good = (near2 >= 0) & (near1[near2] == i)
     return i[good], near2[good]
 
 
-def _nearest(xp, x1, y1, x2, y2, block: int = 1024):
-    """Return the nearest star of list 2 to each of list 1, and the squared distance; by brute force."""
-    index, distance = [], []
-    for start in range(0, len(x1), block):
-        part = slice(start, start + block)
-        d2 = (x1[part, None] - x2[None, :]) ** 2 + (y1[part, None] - y2[None, :]) ** 2
-        index.append(d2.argmin(axis=1))
-        distance.append(d2.min(axis=1))
-    return xp.concatenate(index), xp.concatenate(distance)
+def _nearest(xp, x1, y1, x2, y2, radius: float):
+    """Return the nearest star of list 2 to each of list 1, the earlier of two as near; -1 where none is within ``radius``.
+
+    List 2 is sorted into cells as large as the radius, so that the three that matter in a row lie side by side.
+    """
+    left, bottom = (xp.minimum(a.min(), b.min()) - radius for a, b in ((x1, x2), (y1, y2)))
+    width = int((xp.maximum(x1.max(), x2.max()) - left) / radius) + 3
+    home, cell = (((y - bottom) // radius).astype(np.int64) * width + ((x - left) // radius).astype(np.int64)
+                  for x, y in ((x1, y1), (x2, y2)))  # fmt: skip
+    order = xp.argsort(cell, kind="stable")
+    cell = cell[order]
+    nearest, least = xp.full(len(x1), -1), xp.full(len(x1), xp.inf)
+    for row in (-width, 0, width):
+        first = xp.searchsorted(cell, home + (row - 1), side="left")
+        last = xp.searchsorted(cell, home + (row + 1), side="right")
+        for step in range(int((last - first).max())):
+            star = order[xp.minimum(first + step, len(x2) - 1)]
+            distance = (x1 - x2[star]) ** 2 + (y1 - y2[star]) ** 2
+            better = (distance < least) | ((distance == least) & (star < nearest))
+            closer = (first + step < last) & (distance <= radius * radius) & better
+            nearest, least = xp.where(closer, star, nearest), xp.where(closer, distance, least)
+    return nearest
 
 
 def apply_affine(matrix, x, y):

@@ -55,29 +55,31 @@ def images_of(path: Path) -> list[CompressedImage]:
         return [compressed_image(file, index) for index in range(1, len(file.hdus))]
 
 
-def least(runs: int, work: Callable[[], object]) -> dict[str, float]:
-    """Seconds on the clock and of all cores, of the quickest run after one to warm up."""
-    rows = []
-    for _ in range(runs + 1):
-        start, busy = time.perf_counter(), time.process_time()
-        work()
-        rows.append((time.perf_counter() - start, time.process_time() - busy))
-    seconds, core_seconds = min(rows[1:])
-    return {
-        "seconds": round(seconds, 4),
-        "core_s": round(core_seconds, 4),
-        "mpix_per_s": round(np.prod(SHAPE) / 1e6 / seconds, 1),
-    }
+def seconds_of(threads: int, work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds on the clock and of all cores."""
+    numba.set_num_threads(threads)
+    start, busy = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - start, time.process_time() - busy
 
 
 def measure(path: Path, runs: int) -> dict[str, dict]:
-    """All readers, one after the other."""
-    images, costs = images_of(path), {"astropy": least(runs, lambda: read_astropy(path))}
+    """The quickest run of every reader after one to warm up. They take turns: what else the machine does meets them all."""
+    images = images_of(path)
+    readers = {"astropy": (1, lambda: read_astropy(path))}
     for threads in range(1, min(2, len(os.sched_getaffinity(0))) + 1):
-        numba.set_num_threads(threads)
-        costs[f"file, {threads}"] = least(runs, lambda: read_ours(path))
-        costs[f"decode, {threads}"] = least(runs, lambda: decode_stack(images))
-    return costs
+        readers[f"file, {threads}"] = (threads, lambda: read_ours(path))
+        readers[f"decode, {threads}"] = (threads, lambda: decode_stack(images))
+    rounds = [{who: seconds_of(*reader) for who, reader in readers.items()} for _ in range(runs + 1)]
+    least = {who: min(row[who] for row in rounds[1:]) for who in readers}
+    return {
+        who: {
+            "seconds": round(seconds, 4),
+            "core_s": round(core_seconds, 4),
+            "mpix_per_s": round(np.prod(SHAPE) / 1e6 / seconds, 1),
+        }
+        for who, (seconds, core_seconds) in least.items()
+    }
 
 
 def main() -> None:

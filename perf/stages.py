@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -112,8 +113,9 @@ def main() -> None:
     for step, cost in content.get("optional", {}).items():
         print(f"{step:34s} {cost['clock_s']:8.3f} s, {cost['core_s']:8.3f} core-seconds, {cost['core_range_s']}")
     path = record.write(chosen.name or f"stages-{device}", content)
-    picture = save_timeline(content, path.with_suffix(".png"))
-    print(f"peak memory {content['peak_rss_gib']} GiB; record: {path}; time line: {picture}")
+    print(f"peak memory {content['peak_rss_gib']} GiB; record: {path}")
+    if find_spec("matplotlib"):  # the extra 'plot'; `timeline.py` draws it from the record elsewhere
+        print(f"time line: {save_timeline(content, path.with_suffix('.png'))}")
 
 
 def report(runs: list[list[Span]]) -> dict[str, dict[str, float]]:

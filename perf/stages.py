@@ -3,7 +3,8 @@
     python perf/stages.py [--device auto|cpu|gpu] [--runs 3] [--work DIR] [--name stages-cpu]
 
 Simulates a 16-amplifier detector (kept in --work for the next time), builds its calibrations and template, checks the
-answer, then times the science visit: its stages, once more with the steps inside them, and without each optional step.
+answer, then times the science visit: its stages, once more with the steps inside them, and, if there is more than one run,
+without each optional step.
 Writes perf/records/<name>.json and the time line, <name>.png.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -106,12 +108,14 @@ def main() -> None:
     with steps_timed(stopwatch):
         run_once(pipeline, science, chosen.work / "products", stopwatch)
     content["timeline"] = [rounded(span) for span in sorted(stopwatch.runs[-1], key=lambda span: (span.start_s, span.depth))]
-    content["optional"] = measure_steps(pipeline, read_raw(science, plan.camera), stopwatch, chosen.runs)
-    for step, cost in content["optional"].items():
+    if chosen.runs > 1:  # one run knows nothing of its noise
+        content["optional"] = measure_steps(pipeline, read_raw(science, plan.camera), stopwatch, chosen.runs)
+    for step, cost in content.get("optional", {}).items():
         print(f"{step:34s} {cost['clock_s']:8.3f} s, {cost['core_s']:8.3f} core-seconds, {cost['core_range_s']}")
     path = record.write(chosen.name or f"stages-{device}", content)
-    picture = save_timeline(content, path.with_suffix(".png"))
-    print(f"peak memory {content['peak_rss_gib']} GiB; record: {path}; time line: {picture}")
+    print(f"peak memory {content['peak_rss_gib']} GiB; record: {path}")
+    if find_spec("matplotlib"):  # the extra 'plot'; `timeline.py` draws it from the record elsewhere
+        print(f"time line: {save_timeline(content, path.with_suffix('.png'))}")
 
 
 def report(runs: list[list[Span]]) -> dict[str, dict[str, float]]:

@@ -4,7 +4,8 @@
 
 CPU: every family of kernels, a whole detector, decoding, association and alerts, in less than 10 minutes on two cores. GPU: the
 families, a whole detector and 189 of them streamed, in less than 8 minutes. Longer ones, with a visit or a night in them, are
-run by hand (README.md). Each is a process of its own and writes its own record; one that fails stops no other.
+run by hand (README.md), and so is the detector where a record of several runs is wanted. Each is a process of its own and
+writes its own record; one that fails stops no other.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ FAMILIES = tuple(sorted(path.stem for path in HERE.glob("kernel_*.py")))
 SUITES: dict[str, dict[str, list[str]]] = {
     "cpu": {
         **{family: ["--device", "cpu"] for family in FAMILIES},
-        "stages": ["--device", "cpu", "--runs", "1"],
+        "stages": ["--device", "cpu", "--runs", "1", "--name", "stages-cpu-once"],
         "decode": [],
         "association": [],
         "dia_objects": [],

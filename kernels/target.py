@@ -135,6 +135,13 @@ def _keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
+def release_freed_memory() -> None:
+    """Give freed memory back to the system, once set-up work that needed more than what follows is done."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def chunks(count: int, size: int, xp: ModuleType) -> list[slice]:
     """Return slices that cover ``count`` elements: of ``size`` on the CPU, for its cache and its threads, one on a GPU."""
     size = size if xp is np else max(count, 1)

@@ -25,6 +25,7 @@ from night import prepared_survey, worker_setup
 
 from nightstream.engine.memory import resolve_device
 from nightstream.io.products import product_path
+from nightstream.kernels.target import release_freed_memory
 from nightstream.scheduler.executor import Died, place_setups
 from nightstream.scheduler.local_executor import ThreadExecutor
 from nightstream.scheduler.messages import DetectorJob, DetectorReport
@@ -137,10 +138,13 @@ def main() -> None:
     for setting in settings:
         output, raws = args.work / f"lanes-{setting.jobs}", list(visits.items())[: args.visits * setting.jobs]
         shutil.rmtree(output, ignore_errors=True)
+        release_freed_memory()
+        record.reset_peak_memory()
         done = rate(stream(plan, raws, setting, output, device), setting)
+        memory = {"peak_rss_gib": record.peak_memory_gib(), "device_gib": device_memory_gib(device)}
         check(args.work / "lanes-1", output, plan, list(visits)[: args.visits])
-        content["settings"].append(setting._asdict() | done | {"device_gib": device_memory_gib(device)})
-        speed = f"{done['detectors_per_s']:7.3f} detectors / s | {done['median_s_each']:7.3f} s each"
+        content["settings"].append(setting._asdict() | done | memory)
+        speed = f"{done['detectors_per_s']:7.3f} detectors / s | {done['median_s_each']:7.3f} s each | {memory['peak_rss_gib']:.2f} GiB"
         print(f"lanes 4096x4096 | {setting.jobs:2d} jobs, {setting.computing} computing | {speed}", flush=True)
     if args.detectors:
         best = Setting(*(max(content["settings"], key=lambda row: row["detectors_per_s"])[name] for name in Setting._fields))

@@ -29,6 +29,7 @@ from nightstream.engine.values import DetectorProducts
 from nightstream.io.cameras import engine_config, load_camera
 from nightstream.io.products import write_detector_products
 from nightstream.io.raw import read_raw
+from nightstream.kernels.target import release_freed_memory
 from nightstream.simulate.survey import Survey, plan_survey, simulate_survey
 
 CAMERA = Path(__file__).parent / "camera_4k.yaml"
@@ -92,6 +93,7 @@ def main() -> None:
     plan = survey(chosen.work)
     pipeline = build_pipeline(plan, device, stopwatch)
     science = plan.raws("science")[0]
+    release_freed_memory()  # of the calibrations' raws
     check(run_once(pipeline, science, chosen.work / "products", stopwatch))  # also warms up
     stopwatch.runs.clear()
     record.reset_peak_memory()

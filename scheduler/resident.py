@@ -23,6 +23,7 @@ from nightstream.io.catalogues import read_positions, read_preload, read_referen
 from nightstream.io.products import write_detector_products
 from nightstream.io.raw import read_raw
 from nightstream.io.templates import read_template
+from nightstream.kernels.target import release_freed_memory
 from nightstream.scheduler.messages import DetectorJob, WorkerSetup
 from nightstream.scheduler.worker import Stages
 
@@ -104,6 +105,7 @@ class ResidentDetector:
             stage=self._stage,
         )
         self.calibrations = pipeline.calibrations  # on the device from now on
+        release_freed_memory()  # of what was read
         return pipeline
 
     @contextmanager

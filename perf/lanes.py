@@ -144,7 +144,8 @@ def main() -> None:
         memory = {"peak_rss_gib": record.peak_memory_gib(), "device_gib": device_memory_gib(device)}
         check(args.work / "lanes-1", output, plan, list(visits)[: args.visits])
         content["settings"].append(setting._asdict() | done | memory)
-        speed = f"{done['detectors_per_s']:7.3f} detectors / s | {done['median_s_each']:7.3f} s each | {memory['peak_rss_gib']:.2f} GiB"
+        speed = f"{done['detectors_per_s']:7.3f} detectors / s | {done['median_s_each']:7.3f} s each"
+        speed += f" | {memory['peak_rss_gib']:.2f} GiB"
         print(f"lanes 4096x4096 | {setting.jobs:2d} jobs, {setting.computing} computing | {speed}", flush=True)
     if args.detectors:
         best = Setting(*(max(content["settings"], key=lambda row: row["detectors_per_s"])[name] for name in Setting._fields))

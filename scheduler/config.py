@@ -19,7 +19,8 @@ class SchedulerConfig(BaseModel):
     actors: int = Field(0, ge=0)  # workers; 0: as many as run well, at most one a detector
     threads_per_actor: int = Field(0, ge=0)  # OpenMP and Numba threads of a Ray actor; 0: its share of the cores
     num_gpus_per_actor: float | None = Field(None, ge=0)  # 0.5 puts two actors on a card; None: all cards, shared out
-    max_in_flight: int = Field(2, ge=1)  # jobs of one worker under way at once: one computes, others' files travel
+    max_in_flight: int = Field(2, ge=1)  # jobs handed to one worker and not yet answered; at least its lanes
+    lanes: int = Field(1, ge=1)  # jobs of one worker under way at once: one computes, others' files travel; memory for each
     max_computing: int = Field(1, ge=1)  # of these, that compute at once: more than one may fill a card
     max_open_visits: int = Field(4, ge=1)  # visits under way at once
     retries: int = Field(2, ge=0)  # times a detector is done again after its worker died under it
@@ -35,7 +36,7 @@ class SchedulerConfig(BaseModel):
         # In this process a hung job cannot be ended, so there is no point in declaring its worker dead.
         is_local = self.executor == "local"
         return AdmissionPolicy(
-            max_in_flight=self.max_in_flight,
+            max_in_flight=max(self.max_in_flight, self.lanes),
             max_open_visits=self.max_open_visits,
             retries=self.retries,
             max_worker_deaths=self.max_worker_deaths,

@@ -97,7 +97,7 @@ def make_executor(config: SchedulerConfig) -> Executor:
         return RayExecutor(config)
     from nightstream.scheduler.local_executor import LocalExecutor, ThreadExecutor
 
-    return ThreadExecutor(config.actors, lanes=config.max_in_flight) if config.actors else LocalExecutor()
+    return ThreadExecutor(config.actors, lanes=config.lanes) if config.actors else LocalExecutor()
 
 
 def place_setups(setups: Mapping[int, WorkerSetup], workers: int) -> dict[int, Setups]:

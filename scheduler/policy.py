@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class AdmissionPolicy:
     """Back-pressure and patience.
 
-    Of two jobs of a worker one computes while the other's files are read or written and its message travels; more
-    hold more memory, and pay where files take longer than computing, as they do on a card.
+    Two jobs a worker keep it busy while the next one's message travels; more would only add latency, unless its lanes
+    are more.
     """
 
     max_in_flight: int = 2  # jobs handed to one worker and not yet answered

@@ -215,7 +215,7 @@ def actor_options(config: SchedulerConfig, actors: int, setups: list, share: flo
         "num_gpus": share,
         "max_restarts": -1,
         "max_task_retries": 0,
-        "max_concurrency": config.max_in_flight,
+        "max_concurrency": config.lanes,
         "concurrency_groups": {"health": 1},
         "scheduling_strategy": "SPREAD",
         "runtime_env": {"env_vars": environment},

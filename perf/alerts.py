@@ -1,6 +1,6 @@
 """Time the making of alert packets on one core: rows to Avro, packets spliced, and the visit's file written.
 
-    taskset -c 0 python perf/alerts.py [--alerts 2000] [--runs 5] [--work DIR] [--name alerts-cpu]
+    python perf/alerts.py [--alerts 2000] [--runs 5] [--work DIR] [--name alerts-cpu]
 
 Every alert has 40 previous sources, 60 forced ones and three cutouts of 33 kB. First the bytes of some packets are held
 against fastavro's, which is timed on them too. Seconds are those of the core, waiting not counted, except where it says
@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any
 
 import fastavro
+import numba
 import numpy as np
 import record
 
@@ -155,6 +156,7 @@ def main() -> None:
     options.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "nightstream-perf")
     options.add_argument("--name", default="alerts-cpu")
     chosen = options.parse_args()
+    numba.set_num_threads(1)
     chosen.work.mkdir(parents=True, exist_ok=True)
     measured = rates(visit(chosen.alerts), chosen.runs, chosen.work)
     shape = {"alerts": chosen.alerts, "previous": N_PREVIOUS, "forced": N_FORCED, "cutout_bytes": CUTOUT_BYTES}

@@ -34,7 +34,7 @@ SUITES: dict[str, dict[str, list[str]]] = {
     "gpu": {
         **{family: ["--device", "gpu"] for family in FAMILIES},
         "stages": ["--device", "gpu"],
-        "lanes": ["--device", "gpu", "--detectors", "189"],
+        "lanes": ["--device", "gpu", "--visits", "2", "--detectors", "189"],
     },
 }
 

@@ -22,6 +22,7 @@ import numpy as np
 import record
 from astropy.io import fits
 from night import prepared_survey, worker_setup
+from stages import CAMERA, COUNTS
 
 from nightstream.engine.memory import resolve_device
 from nightstream.io.products import product_path
@@ -31,8 +32,6 @@ from nightstream.scheduler.local_executor import ThreadExecutor
 from nightstream.scheduler.messages import DetectorJob, DetectorReport
 from nightstream.simulate.survey import Survey
 
-CAMERA = str(Path(__file__).parent / "camera_4k.yaml")
-COUNTS = {"bias": 3, "dark": 2, "flat": 2, "template": 3, "science": 1}
 PATIENCE_S = 600.0
 
 
@@ -45,7 +44,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "cpu": (Setting(1, 1), Setting(2, 1), Setting(3, 1)),
-    "gpu": (Setting(1, 1), Setting(2, 1), Setting(4, 1), Setting(8, 1), Setting(8, 2), Setting(12, 4)),
+    "gpu": (Setting(1, 1), Setting(2, 1), Setting(4, 1), Setting(8, 1), Setting(8, 2)),
 }
 
 
@@ -66,7 +65,7 @@ def stream(
 ) -> list[tuple[float, DetectorReport]]:
     """Process the raws with one worker; return when each was reported, seconds from the start, and its report."""
     detector = plan.detectors[0]
-    setup = worker_setup(plan, CAMERA, detector, output, device, max_computing=setting.computing)
+    setup = worker_setup(plan, str(CAMERA), detector, output, device, max_computing=setting.computing)
     executor = ThreadExecutor(1, lanes=setting.jobs)
     executor.start(place_setups({detector: setup}, 1))
     start, reports = time.perf_counter(), []
@@ -131,9 +130,9 @@ def main() -> None:
     args = parser.parse_args()
     device = resolve_device(args.device)
     settings = SETTINGS[device]
-    plan = prepared_survey(args.work / "lanes", CAMERA, 1, COUNTS)
+    plan = prepared_survey(args.work, str(CAMERA), 1, COUNTS)
     raw = next(plan.raw_path(visit, plan.detectors[0]) for visit in plan.visits if visit.role == "science")
-    visits = copies(raw, args.work / "lanes" / "copies", args.visits * max(setting.jobs for setting in settings))
+    visits = copies(raw, args.work / "copies", args.visits * max(setting.jobs for setting in settings))
     content = {"header": record.header(device), "shape": [4096, 4096], "settings": []}
     for setting in settings:
         output, raws = args.work / f"lanes-{setting.jobs}", list(visits.items())[: args.visits * setting.jobs]

@@ -128,6 +128,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "nightstream-perf")
     parser.add_argument("--name", default=None)
     args = parser.parse_args()
+    if args.visits < 2:
+        parser.error(f"got {args.visits} visits a lane, wanted at least 2: the first of each lane is not timed")
     device = resolve_device(args.device)
     settings = SETTINGS[device]
     plan = prepared_survey(args.work, str(CAMERA), 1, COUNTS)

@@ -24,7 +24,7 @@ SUITES: dict[str, dict[str, list[str]]] = {
     "cpu": {
         **{family: ["--device", "cpu"] for family in FAMILIES},
         "stages": ["--device", "cpu", "--runs", "1", "--name", "stages-cpu-once"],
-        "decode": [],
+        "decode": ["--runs", "3"],
         "association": [],
         "dia_objects": [],
         "cutouts": [],
